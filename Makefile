@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp, written last: an install that was cut short is done again.
+READY := $(VENV)/.complete
+
+.PHONY: help study test test-slow lint bench clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(READY) ## the environment: made and filled when missing, incomplete or older than its lists
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is %s. Write: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	test -f $@ || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+study: $(READY) ## the digits study: trains twins, draws the figures, writes results/digits/report.html (about 5 minutes)
+	$(BIN)/stability run digits --out results/digits
+
+test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## the slow suites too
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(READY) ## style and import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY) ## ratios against peers, medians of interleaved runs, into benchmarks/results/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and the results
+	rm -rf $(VENV) results build *.egg-info
