@@ -1,0 +1,172 @@
+"""Layer factors: the Jacobian J_α = ∂y/∂θ_α of each layer as a structured linear operator with five verbs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from nt_kernel.capture import Observation, batch_size, observe
+from nt_kernel.explicit import ExplicitPart
+from nt_kernel.linear import LinearPart
+from nt_kernel.linear_output import LinearOutputPart
+from nt_kernel.mass import Mass, resolve_mass
+from nt_kernel.plan import Plan, make_plan, parts_of, split_state
+
+Part = LinearPart | LinearOutputPart | ExplicitPart
+
+
+@dataclass(frozen=True)
+class Factor:
+    """J_α of one layer (or of a whole network, as the sum over its parts), [N·C, P] as an operator.
+
+    Arrays may carry leading batch dimensions (stacked twins), written ``...``; N samples, C outputs, P parameters.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    shapes: Mapping[str, torch.Size]  # parameter shapes, in named_parameters() order
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """How each parameter is seen: ``"linear"`` (structured) or ``"explicit"``."""
+        by_name = {name: part.kind for part in self.parts for name in part.names}
+        return {name: by_name[name] for name in self.shapes}
+
+    def to(self, dtype: torch.dtype) -> "Factor":
+        """The same factor in another floating-point type."""
+        return Factor(self.name, tuple(part.to(dtype) for part in self.parts), self.shapes)
+
+    def runs(self, which: slice) -> "Factor":
+        """Of a stacked factor, the runs ``which`` (a slice of the leading dimension)."""
+        return Factor(self.name, tuple(part.runs(which) for part in self.parts), self.shapes)
+
+    def gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
+        """J D⁻¹J'ᵀ, [..., N, C, N', C]; ``other`` is the same layer seen on other points (default: the same).
+
+        ``mass`` (μ, the entries of D): a number, or a dict by parameter or layer name.
+        """
+        other, mass = other or self, self._mass(mass)
+        return sum(a.gram(b, mass) for a, b in zip(self.parts, other.parts, strict=True))
+
+    @property
+    def decouples(self) -> bool:
+        """True where J D⁻¹Jᵀ = A ⊗ I_C (an output layer): :meth:`sample_gram` then says it all."""
+        return len(self.parts) == 1 and isinstance(self.parts[0], LinearOutputPart)
+
+    def sample_gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
+        """A [..., N, N'] of a factor that decouples."""
+        return self.parts[0].sample_gram((other or self).parts[0], self._mass(mass))
+
+    def block_gram(self, mass: Mass = 1.0) -> Tensor:
+        """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
+        mass = self._mass(mass)
+        return sum(part.block_gram(mass) for part in self.parts)
+
+    def block_norms(self) -> Tensor:
+        """Spectral norms ‖J_i‖₂ of the per-sample Jacobians of this layer, [..., N]."""
+        return torch.linalg.eigvalsh(self.block_gram())[..., -1].clamp_min(0).sqrt()
+
+    def jvp(self, tangent: Mapping[str, Tensor]) -> Tensor:
+        """J u, [..., N, C], for u by full parameter name; a leading batch [R, …] is allowed, a missing name is zero.
+
+        Raises ValueError for a name that is not this layer's or a tensor of the wrong shape.
+        """
+        for name, u in tangent.items():
+            if name not in self.shapes:
+                raise ValueError(f"layer {self.name!r} has no parameter {name!r}; it has {', '.join(self.shapes)}")
+            shape = tuple(self.shapes[name])
+            if tuple(u.shape[u.dim() - len(shape) :]) != shape:
+                raise ValueError(f"tangent of {name!r} has shape {tuple(u.shape)}, expected [..., {', '.join(map(str, shape))}]")
+        return sum(part.jvp(tangent) for part in self.parts)
+
+    def vjp(self, v: Tensor) -> dict[str, Tensor]:
+        """Jᵀ v by full parameter name, for v [..., N, C]; a leading batch [R, …] is allowed."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            found.update(part.vjp(v))
+        return {name: found[name] for name in self.shapes}
+
+    def dense(self) -> Tensor:
+        """J as [..., N, C, P], columns in ``named_parameters()`` order. For tests: this is what the rest avoids."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            found.update(part.dense())
+        return torch.cat([found[name] for name in self.shapes], -1)
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def _mass(self, mass: Mass) -> dict[str, float]:
+        if isinstance(mass, dict) and mass.keys() >= self.shapes.keys():  # already resolved, for the whole model or more
+            return mass
+        return resolve_mass(mass, {self.name: tuple(self.shapes)})
+
+
+def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tuple[Tensor, dict[str, Factor]]:
+    """Outputs and Jacobian factors of every layer, in one pass.
+
+    Parameters
+    ----------
+    model: any ``nn.Module`` whose samples do not interact; x: [N, …] or a tuple of such inputs.
+    output: selects the tensor to differentiate where the model returns a tuple or dict.
+
+    Returns
+    -------
+    outputs [N, C] ([N] counts as C = 1, [N, …] is flattened) and ``{layer name: Factor}``. A layer is a module that owns
+    trainable parameters, named by its qualified name ("." for the root).
+
+    Raises ValueError for a model without per-sample Jacobians (dropout or BatchNorm in training mode, interacting
+    samples), naming the layer.
+
+    >>> model = nn.Linear(2, 1)
+    >>> outputs, factors = layer_factors(model, torch.tensor([[3.0, 4.0]]))
+    >>> factors["."].gram().item(), factors["."].kinds  # ‖a‖² + 1, the bias counted
+    (26.0, {'weight': 'linear', 'bias': 'linear'})
+    """
+    batch_size(x)
+    plan = make_plan(model, x, output)
+    params, fixed = split_state(model)
+    observation = observe(model, plan, params, fixed, x)
+    return observation.outputs, factors_of(plan, observation, {n: p.shape for n, p in params.items()})
+
+
+def factors_of(plan: Plan, observation, shapes: Mapping[str, torch.Size]) -> dict[str, Factor]:
+    """Factors from an observation that was made elsewhere (under ``vmap``, say)."""
+    parts = parts_of(plan, observation, shapes)
+    return {
+        layer: Factor(layer, tuple(parts[layer]), {n: shapes[n] for n in names}) for layer, names in plan.layers.items()
+    }
+
+
+def join_factors(factors: Mapping[str, Factor]) -> Factor:
+    """All layers as one factor (``blocks="network"``): J = [J_1 … J_N], its Gram the sum of theirs."""
+    shapes = {name: shape for f in factors.values() for name, shape in f.shapes.items()}
+    return Factor("network", tuple(part for f in factors.values() for part in f.parts), shapes)
+
+
+def stacked_layer_factors(
+    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, *, output: Callable | None = None
+) -> tuple[Tensor, dict[str, Factor]]:
+    """The same for K networks at once: ``params`` {name: [K, …]}, x [K, N, …] → outputs [K, N, C], stacked factors.
+
+    ``model`` gives the architecture (and its buffers and frozen parameters, shared by all); its own values are not used.
+
+    >>> model = nn.Linear(2, 1)
+    >>> params = {n: torch.stack([p.detach(), 2 * p.detach()]) for n, p in model.named_parameters()}
+    >>> outputs, factors = stacked_layer_factors(model, params, torch.ones(2, 5, 2))
+    >>> outputs.shape, factors["."].gram().shape
+    (torch.Size([2, 5, 1]), torch.Size([2, 5, 1, 5, 1]))
+    """
+    plan = make_plan(model, x[0], output)
+    _, fixed = split_state(model)
+
+    def one(values, points):
+        seen = observe(model, plan, values, fixed, points)
+        return seen.outputs, seen.inputs, seen.deltas, seen.jacobians
+
+    observation = Observation(*torch.func.vmap(one)(dict(params), x))
+    return observation.outputs, factors_of(plan, observation, {n: p.shape[1:] for n, p in params.items()})
