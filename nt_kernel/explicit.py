@@ -26,6 +26,9 @@ class ExplicitPart:
     def runs(self, which: slice) -> "ExplicitPart":
         return replace(self, jacobian=self.jacobian[which])
 
+    def rows(self, n: int) -> "ExplicitPart":
+        return replace(self, jacobian=self.jacobian[..., :n, :, :])
+
     def gram(self, other: "ExplicitPart", mass: dict[str, float]) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
         J, J2 = self.jacobian, other.jacobian

@@ -42,6 +42,10 @@ class Factor:
         """Of a stacked factor, the runs ``which`` (a slice of the leading dimension)."""
         return Factor(self.name, tuple(part.runs(which) for part in self.parts), self.shapes)
 
+    def rows(self, n: int) -> "Factor":
+        """The factor on its first n samples."""
+        return Factor(self.name, tuple(part.rows(n) for part in self.parts), self.shapes)
+
     def gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]; ``other`` is the same layer seen on other points (default: the same).
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from nt_kernel.errors import NumericalError
 from nt_kernel.linear_output import kron_identity
 from nt_kernel.output_metric import OutputMetric
+from nt_kernel.spectrum import kernel_error_scale
 
 # Below this size of c·K the identity (I − S⁻¹)/c loses the digits that K − cKS⁻¹K keeps.
 _SMALL = 1e-2
 
 
 class InnerSystem:
-    """Cholesky of S for a Gram matrix [..., N, C, N, C], or [..., N, N] with ``decoupled=True`` (then ``factor`` is None)."""
+    """Cholesky of S for a Gram matrix [..., NC, NC], or [..., N, N] with ``decoupled=True`` (then M = I)."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class InnerSystem:
         where: str = "",
     ):
         self.C, self.c, self.metric, self.y, self.decoupled = C, c, metric, y, decoupled
-        self.gram = gram if decoupled else gram.flatten(-4, -3).flatten(-2)  # [..., P, P], P = NC or N
+        self.gram = gram  # [..., P, P], P = NC or N
         self.factor = None if c == 0 else metric.factor(y)  # L_y [..., N, q, C]
         if decoupled and self.factor is not None:
             raise ValueError("a decoupled Gram matrix needs the identity as output metric")
@@ -127,6 +128,14 @@ class InnerSystem:
         columns = self.reduce(gram[..., :, :P], gram[..., :P, P:], gram[..., :, P:])
         top = torch.cat([self.self_kernel(), columns[..., :P, :]], -1)
         return torch.cat([top, torch.cat([columns[..., :P, :].mT, columns[..., P:, :]], -1)], -2)
+
+    def error_scale(self, n: int) -> float:
+        """The size whose rounding (1/n)R carries (``nt_kernel.spectrum``), the largest of a stack."""
+        norm = self.gram.norm(dim=(-2, -1)).max().item()
+        if self.factor is None:
+            return kernel_error_scale(norm, n, self.c)
+        weighed = self.weigh(self.weigh(self.gram).mT).norm(dim=(-2, -1)).max().item()
+        return kernel_error_scale(weighed, n, self.c) + (1 + self.c * weighed) * norm / n
 
     def expand(self, matrix: Tensor) -> Tensor:
         """A matrix in this representation as one over (sample, output) pairs."""

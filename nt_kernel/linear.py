@@ -39,6 +39,10 @@ class LinearPart:
     def runs(self, which: slice) -> "LinearPart":
         return replace(self, inputs=self.inputs[which], deltas=self.deltas[which])
 
+    def rows(self, n: int) -> "LinearPart":
+        skip = (slice(None),) * (2 if self.tokens else 1)
+        return replace(self, inputs=self.inputs[(..., slice(n), *skip)], deltas=self.deltas[(..., slice(n), slice(None), *skip)])
+
     def gram(self, other: "LinearPart", mass: dict[str, float]) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
         if self.tokens:

@@ -43,6 +43,9 @@ class LinearOutputPart:
     def runs(self, which: slice) -> "LinearOutputPart":
         return replace(self, inputs=self.inputs[which])
 
+    def rows(self, n: int) -> "LinearOutputPart":
+        return replace(self, inputs=self.inputs[..., :n, :])
+
     def sample_gram(self, other: "LinearOutputPart", mass: dict[str, float]) -> Tensor:
         """A [..., N, N'], the Gram matrix without its factor I_C."""
         a, b = self.inputs, other.inputs

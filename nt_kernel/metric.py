@@ -28,14 +28,20 @@ def scale_factor(scale: str, n: int) -> float:
 
 
 def inner_system(
-    factor: Factor, n: int, mass: dict[str, float], c: float, metric: OutputMetric, y: Tensor, gram: Tensor | None = None
-) -> InnerSystem:
-    """The inner system of ``factor`` on its first n points; ``gram``, if known, on all its points."""
-    decoupled = factor.decouples and (c == 0 or metric.factor(y[..., :1, :]) is None)
-    if gram is None:
-        gram = factor.sample_gram(mass=mass) if decoupled else factor.gram(mass=mass)
-    own = gram[..., :n, :n] if decoupled else gram[..., :n, :, :n, :]
-    return InnerSystem(own, y.shape[-1], c, metric, y[..., :n, :], decoupled=decoupled, where=f"layer {factor.name!r}")
+    factor: Factor, n: int, mass: dict[str, float], c: float, metric: OutputMetric, y: Tensor, where: str = ""
+) -> tuple[InnerSystem, Tensor]:
+    """The inner system of ``factor`` on its first n points (outputs y [..., N, C]), and K on all its points.
+
+    An output layer under the identity metric is kept as a Gram matrix over samples (``InnerSystem``, decoupled).
+    """
+    own = y[..., :n, :]
+    if factor.decouples and (c == 0 or metric.factor(own[..., :1, :]) is None):
+        gram, decoupled = factor.sample_gram(mass=mass), True
+    else:
+        gram, decoupled = factor.gram(mass=mass).flatten(-4, -3).flatten(-2), False
+    size = n if decoupled else n * y.shape[-1]
+    where = f"{where}layer {factor.name!r}"
+    return InnerSystem(gram[..., :size, :size], y.shape[-1], c, metric, own, decoupled=decoupled, where=where), gram
 
 
 class LayerMetric:
@@ -65,7 +71,7 @@ class LayerMetric:
         self.factor, self.n = factor, y.shape[-2]
         self.mass = factor._mass(mass)
         self.c = scale_factor(scale, self.n)
-        self.inner = inner_system(factor, self.n, self.mass, self.c, resolve_output_metric(output_metric), y)
+        self.inner, _ = inner_system(factor, self.n, self.mass, self.c, resolve_output_metric(output_metric), y)
 
     def push(self, r: Tensor) -> dict[str, Tensor]:
         """G⁻¹g for g = (1/n)Jᵀr, r [..., N, C]: (1/n)·D⁻¹Jᵀv with v = ``inner.dual(r)`` (push-through form)."""

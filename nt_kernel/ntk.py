@@ -12,7 +12,7 @@ from nt_kernel.mass import Mass
 from nt_kernel.metric import inner_system, model_mass, resolve_blocks, scale_factor
 from nt_kernel.output_metric import OutputMetric, resolve_output_metric
 from nt_kernel.plan import make_plan, split_state
-from nt_kernel.spectrum import kernel_error_scale, rounding_radius, safe_lambda_min, symmetric_eigenvalues
+from nt_kernel.spectrum import rounding_radius, safe_lambda_min, symmetric_eigenvalues
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,9 @@ def generalized_ntk(
     masses = model_mass(factors, mass)
     layers, size = {}, 0.0
     for name, factor in resolve_blocks(factors, blocks).items():
-        inner = inner_system(factor, n, masses, c, metric, y)
+        inner, _ = inner_system(factor, n, masses, c, metric, y)
         layers[name] = inner.expand(inner.self_kernel()) / n
-        weighted = inner.gram if inner.factor is None else inner.weigh(inner.weigh(inner.gram).mT)
-        size += kernel_error_scale(weighted.norm().item(), n, c) + inner.gram.norm().item() * (inner.factor is not None) / n
+        size += inner.error_scale(n)
     total = sum(layers.values())
     return GeneralizedNTK(layers, y, rounding_radius(len(total), max(size, total.norm().item())))
 

@@ -16,7 +16,7 @@ def inner_systems(
     blocks: Mapping[str, Factor], y: Tensor, mass: dict[str, float], c: float, metric: OutputMetric
 ) -> dict[str, InnerSystem]:
     """The inner system of every metric block, y [..., N, C]."""
-    return {name: inner_system(f, y.shape[-2], mass, c, metric, y) for name, f in blocks.items()}
+    return {name: inner_system(f, y.shape[-2], mass, c, metric, y)[0] for name, f in blocks.items()}
 
 
 def woodbury_direction(

@@ -1,0 +1,208 @@
+"""K training runs as one stacked system: S, its twins, the null twin, all seen to first order at every instant.
+
+Run 0 trains on S, runs 1…R on S^(k→z'), then (optionally) the null twin: S again from θ₀ moved by one ulp. *Probe* runs
+follow run 0's parameters and hold the replacements z', where κ of the S run is wanted too; they do not train.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nt_kernel.capture import run_model
+from nt_kernel.factors import Factor, stacked_layer_factors
+from nt_kernel.inner import InnerSystem
+from nt_kernel.mass import Mass
+from nt_kernel.metric import inner_system, model_mass, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.plan import split_state
+from nt_kernel.spectrum import largest_block_eigenvalues, rounding_radius
+from optim.direction import inner_systems, woodbury_direction
+from optim.step_limit import checked_rate
+from stability.replacement import Replacement, rows_on_S, stack_twins
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The stacked system at one instant. R twins, n samples, p outputs, V = 1 + R viewed runs (S and the twins)."""
+
+    outputs: Tensor  # y of S and twins on S, [V, n, p]
+    residuals: Tensor  # r = y − a of S and twins on their own rows, the removed x_k last, [V, n + 1, p]
+    probe_residuals: Tensor  # r of the S run at the replacements z', [R, p]
+    train_loss: Tensor  # mean ½‖r‖² of S and twins on their own data, [V]
+    null_outputs: Tensor | None  # y of the null twin on S, [n, p]
+    H: Tensor  # kernel of the S run, [np, np]
+    H_error: float  # rounding radius around its eigenvalues
+    twin_kernel: Tensor  # R' = J'G'⁻¹J'ᵀ on the twins' n + 1 rows, [R, (n+1)p, (n+1)p]
+    jacobian_norms: Tensor  # ‖J_i‖₂ of S and twins on their rows, [V, n + 1] (row n of run 0 is not used)
+    probe_norms: Tensor  # ‖J_i‖₂ of the S run at the replacements z', [R]
+    rate: float  # λ_max shown to allow the step of every twin with its own metric
+    velocity: dict[str, Tensor]  # θ̇ = −G⁻¹∇h of all runs and probes, {name: [K, …]}
+
+
+class TwinSystem:
+    """Stacked runs with squared loss ½‖y − a‖² and the metric G = D + c·JᵀMJ of each on its own data.
+
+    ``params`` is the state; :meth:`snapshot` looks, :meth:`advance` moves. Nothing of ``model`` is changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        targets: Tensor,
+        replacements: Sequence[Replacement],
+        *,
+        held_out: Tensor | None,
+        mass: Mass,
+        output_metric,
+        scale: str,
+        blocks: str,
+        null_twin: bool,
+    ):
+        self.model, self.blocks = model, blocks
+        self.n, self.R, self.p = len(x), len(replacements), targets.shape[1]
+        self.V, self.has_null = 1 + self.R, null_twin
+        self.trained = self.V + null_twin
+        self.c = scale_factor(scale, self.n)
+        self.metric = resolve_output_metric(output_metric)
+        self.held_out = held_out
+        self.rows = rows_on_S(self.n, replacements, x.device)
+        self.replaced = torch.tensor([z.index for z in replacements], device=x.device)
+
+        twin_x, twin_t = stack_twins(x, targets, replacements)
+        own_x, own_t = torch.cat([x, twin_x[0, self.replaced[0]][None]]), torch.cat([targets, targets[:1]])
+        probes_x = _pad_rows(torch.stack([z.x for z in replacements]), self.n + 1)
+        self.probe_targets = torch.stack([z.target for z in replacements])
+        null = [own_x[None]] if null_twin else []
+        self.x = torch.cat([own_x[None], twin_x, *null, probes_x])  # [K, n + 1, …]
+        self.targets = torch.cat([own_t[None], twin_t])  # [V, n + 1, p]
+        self.S_targets = targets
+
+        start, self.fixed = split_state(model)
+        self.params = {name: p.expand(len(self.x), *p.shape).clone() for name, p in start.items()}
+        if null_twin:
+            for p in self.params.values():
+                p[self.V] = torch.nextafter(p[self.V], torch.full_like(p[self.V], torch.inf))
+        y, factors = stacked_layer_factors(model, self.params, self.x)
+        if y.shape[-1] != self.p:
+            raise ValueError(f"the model gives {y.shape[-1]} outputs, targets have {self.p}; expected targets [n, {y.shape[-1]}]")
+        self.mass = model_mass(factors, mass)
+        self.layers = {name: tuple(f.shapes) for name, f in factors.items()}
+        self.block_count = len(resolve_blocks(factors, blocks))
+
+    def snapshot(self, lr: float | None, where: str = "") -> Snapshot:
+        """Everything the bounds need at the present parameters.
+
+        Raises StepTooLargeError for an Euler step that S or a twin does not bear (``lr=None``: flow, nothing to bear).
+        """
+        n, p, V = self.n, self.p, self.V
+        y, factors = stacked_layer_factors(self.model, self.params, self.x)
+        blocks = self._trained(resolve_blocks(factors, self.blocks), n + 1)
+        own = y[: self.trained, :n]
+        kernels, inners, size = [], {}, 0.0
+        for name, factor in blocks.items():
+            inners[name], gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], where)
+            kernels.append(self._kernels(inners[name], gram))
+            size += inners[name].runs(slice(0, 1)).error_scale(n)
+        H = sum(kernel for kernel, _ in kernels) / n
+        twin_kernel = sum(kernel for _, kernel in kernels)
+        residuals = y[:V] - self.targets
+        norms = sum(f.block_gram(1.0) for f in factors.values())
+        norms = norms[torch.cat([torch.arange(V), torch.arange(self.trained, len(norms))])]
+        norms = largest_block_eigenvalues(norms).clamp_min(0).sqrt()
+        return Snapshot(
+            outputs=torch.cat([y[:1, :n], self.on_S(y[1:V])]),
+            residuals=residuals,
+            probe_residuals=y[self.trained :].flatten(0, 1)[: self.R] - self.probe_targets,
+            train_loss=residuals[:, :n].square().sum(-1).mean(-1) / 2,
+            null_outputs=y[V, :n] if self.has_null else None,
+            H=H,
+            H_error=rounding_radius(n * p, max(size, H.norm().item()), H.dtype),
+            twin_kernel=twin_kernel,
+            jacobian_norms=norms[:V],
+            probe_norms=norms[V:].flatten()[: self.R],
+            rate=self._check_step(lr, own, H, twin_kernel, where),
+            velocity=self._velocity(self._trained(blocks, n), inners, y),
+        )
+
+    def on_S(self, values: Tensor) -> Tensor:
+        """Twin values on their n + 1 rows [R, n + 1, …] read on the samples of S [R, n, …]."""
+        index = self.rows.reshape(*self.rows.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+        return values.gather(1, index)
+
+    def metric_gap(self) -> Tensor:
+        """max_α ‖G'^{−½}(G − G')G'^{−½}‖₂ at the present parameters of each twin, [R]: how far S and S' disagree on G.
+
+        **Derived**: G − G' = c(J_kᵀM_kJ_k − J_k'ᵀM_k'J_k') has rank 2p, so its eigenvalues relative to G' are those of
+        c·diag(I, −I)·L R'_BB Lᵀ, B = {k, k'}, M = LᵀL.
+        """
+        n, p, y, gap = self.n, self.p, None, torch.zeros(self.R, dtype=self.x.dtype, device=self.x.device)
+        y, factors = stacked_layer_factors(self.model, self.params, self.x)
+        pair = torch.stack([torch.full_like(self.replaced, n), self.replaced], -1)  # rows of x_k and x'_k, [R, 2]
+        index = (pair[..., None] * p + torch.arange(p, device=pair.device)).flatten(1)  # [R, 2p]
+        L = self.metric.factor(y[1 : self.V].gather(1, pair[..., None].expand(-1, -1, p)))  # [R, 2, q, p]
+        for name, factor in self._trained(resolve_blocks(factors, self.blocks), n + 1).items():
+            inner, gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], f"{name}: ")
+            R = self._kernels(inner, gram)[1]
+            R = R.gather(1, index[..., None].expand(-1, -1, R.shape[-1])).gather(2, index[:, None].expand(-1, 2 * p, -1))
+            if L is not None:
+                factor_B = torch.stack([torch.block_diag(*blocks) for blocks in L])  # [R, 2q, 2p]
+                R = factor_B @ R @ factor_B.mT
+            sign = torch.ones(R.shape[-1], dtype=R.dtype, device=R.device)
+            sign[len(sign) // 2 :] = -1
+            gap = torch.maximum(gap, torch.linalg.eigvals(self.c * sign[:, None] * R).abs().amax(-1))
+        return gap
+
+    def held_out_outputs(self) -> Tensor | None:
+        """Outputs of S and twins on the held-out points, [V, Q, p]."""
+        if self.held_out is None:
+            return None
+        viewed = {name: p[: self.V] for name, p in self.params.items()}
+        forward = lambda values: run_model(self.model, {**values, **self.fixed}, self.held_out)  # noqa: E731
+        return torch.func.vmap(forward)(viewed)
+
+    def advance(self, velocity: dict[str, Tensor], dt: float) -> None:
+        """Euler: θ ← θ + dt·velocity."""
+        self.params = {name: torch.add(p, velocity[name], alpha=dt) for name, p in self.params.items()}
+
+    def velocity(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """θ̇ = −G⁻¹∇h at given stacked parameters (for the flow)."""
+        y, factors = stacked_layer_factors(self.model, params, self.x)
+        blocks = self._trained(resolve_blocks(factors, self.blocks), self.n)
+        inners = inner_systems(blocks, y[: self.trained, : self.n], self.mass, self.c, self.metric)
+        return self._velocity(blocks, inners, y)
+
+    def _trained(self, blocks, rows: int) -> dict[str, Factor]:
+        return {name: f.runs(slice(0, self.trained)).rows(rows) for name, f in blocks.items()}
+
+    def _kernels(self, inner: InnerSystem, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """(R of the S run on S, R' of the twins on their n + 1 rows) of one block."""
+        own = inner.runs(slice(0, 1)).self_kernel()[0]
+        twins = inner.runs(slice(1, self.V)).extended_kernel(gram[1 : self.V])
+        return inner.expand(own), inner.expand(twins)
+
+    def _velocity(self, blocks, inners, y: Tensor) -> dict[str, Tensor]:
+        own = torch.cat([self.targets, self.targets[:1]]) if self.has_null else self.targets
+        r = (y[: self.trained] - own)[:, : self.n] / self.n
+        direction = woodbury_direction(blocks, inners, r, self.mass)
+        probes = len(self.x) - self.trained
+        return {
+            name: -torch.cat([d, d[:1].expand(probes, *d.shape[1:])]) if probes else -d for name, d in direction.items()
+        }
+
+    def _check_step(self, lr: float | None, own: Tensor, H: Tensor, twin_kernel: Tensor, where: str) -> float:
+        bound = rate_limit(self.block_count, self.n, self.c, self.metric, own)
+        if lr is None:
+            return bound
+        P = self.n * self.p
+        # The twin's own kernel: its metric, its inputs (the first n rows).
+        return checked_rate(lr, bound, lambda: torch.cat([H[None], twin_kernel[:, :P, :P] / self.n]), where.rstrip(": "))
+
+
+def _pad_rows(rows: Tensor, height: int) -> Tensor:
+    """[R, …] as stacks [⌈R/height⌉, height, …], the last row repeated to fill."""
+    missing = -len(rows) % height
+    rows = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    return rows.unflatten(0, (-1, height))
