@@ -1,7 +1,8 @@
 """Layer factors: the Jacobian J_α = ∂y/∂θ_α of each layer as a structured linear operator with five verbs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import torch
@@ -52,7 +53,7 @@ class Factor:
         ``mass`` (μ, the entries of D): a number, or a dict by parameter or layer name.
         """
         other, mass = other or self, self._mass(mass)
-        return sum(a.gram(b, mass) for a, b in zip(self.parts, other.parts, strict=True))
+        return _total(a.gram(b, mass) for a, b in zip(self.parts, other.parts, strict=True))
 
     @property
     def decouples(self) -> bool:
@@ -66,7 +67,7 @@ class Factor:
     def block_gram(self, mass: Mass = 1.0) -> Tensor:
         """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
         mass = self._mass(mass)
-        return sum(part.block_gram(mass) for part in self.parts)
+        return _total(part.block_gram(mass) for part in self.parts)
 
     def block_norms(self) -> Tensor:
         """Spectral norms ‖J_i‖₂ of the per-sample Jacobians of this layer, [..., N]."""
@@ -83,7 +84,7 @@ class Factor:
             shape = tuple(self.shapes[name])
             if tuple(u.shape[u.dim() - len(shape) :]) != shape:
                 raise ValueError(f"tangent of {name!r} has shape {tuple(u.shape)}, expected [..., {', '.join(map(str, shape))}]")
-        return sum(part.jvp(tangent) for part in self.parts)
+        return _total(part.jvp(tangent) for part in self.parts)
 
     def vjp(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀ v by full parameter name, for v [..., N, C]; a leading batch [R, …] is allowed."""
@@ -108,6 +109,10 @@ class Factor:
         if isinstance(mass, dict) and mass.keys() >= self.shapes.keys():  # already resolved, for the whole model or more
             return mass
         return resolve_mass(mass, {self.name: tuple(self.shapes)})
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)  # sum() would start by adding 0, a copy of the first Gram matrix
 
 
 def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tuple[Tensor, dict[str, Factor]]:

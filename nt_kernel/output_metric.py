@@ -58,6 +58,8 @@ def softmax_factor(y: Tensor) -> Tensor:
     >>> torch.allclose(softmax_factor(y).T @ softmax_factor(y), torch.diag(s) - torch.outer(s, s))
     True
     """
+    if y.shape[-1] < 2:
+        raise ValueError("the cross_entropy metric needs at least 2 outputs (softmax of one output is constant)")
     u = y.softmax(-1).sqrt()
     return _orthogonal_rows(u) * u[..., None, :]
 

@@ -101,13 +101,13 @@ class TwinSystem:
         y, factors = stacked_layer_factors(self.model, self.params, self.x)
         blocks = self._trained(resolve_blocks(factors, self.blocks), n + 1)
         own = y[: self.trained, :n]
-        kernels, inners, size = [], {}, 0.0
+        inners, H, twin_kernel, size = {}, None, None, 0.0
         for name, factor in blocks.items():
             inners[name], gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], where)
-            kernels.append(self._kernels(inners[name], gram))
+            own_kernel, kernels = self._kernels(inners[name], gram)
+            H, twin_kernel = inners[name].add_to(H, own_kernel), inners[name].add_to(twin_kernel, kernels)
             size += inners[name].runs(slice(0, 1)).error_scale(n)
-        H = sum(kernel for kernel, _ in kernels) / n
-        twin_kernel = sum(kernel for _, kernel in kernels)
+        H = H / n
         residuals = y[:V] - self.targets
         norms = sum(f.block_gram(1.0) for f in factors.values())
         norms = norms[torch.cat([torch.arange(V), torch.arange(self.trained, len(norms))])]
@@ -138,14 +138,14 @@ class TwinSystem:
         **Derived**: G − G' = c(J_kᵀM_kJ_k − J_k'ᵀM_k'J_k') has rank 2p, so its eigenvalues relative to G' are those of
         c·diag(I, −I)·L R'_BB Lᵀ, B = {k, k'}, M = LᵀL.
         """
-        n, p, y, gap = self.n, self.p, None, torch.zeros(self.R, dtype=self.x.dtype, device=self.x.device)
+        n, p, gap = self.n, self.p, self.x.new_zeros(self.R)
         y, factors = stacked_layer_factors(self.model, self.params, self.x)
         pair = torch.stack([torch.full_like(self.replaced, n), self.replaced], -1)  # rows of x_k and x'_k, [R, 2]
-        index = (pair[..., None] * p + torch.arange(p, device=pair.device)).flatten(1)  # [R, 2p]
+        index = (pair[..., None] * p + torch.arange(p, device=pair.device)).flatten(1)  # rows of R', [R, 2p]
         L = self.metric.factor(y[1 : self.V].gather(1, pair[..., None].expand(-1, -1, p)))  # [R, 2, q, p]
         for name, factor in self._trained(resolve_blocks(factors, self.blocks), n + 1).items():
             inner, gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], f"{name}: ")
-            R = self._kernels(inner, gram)[1]
+            R = inner.expand(self._kernels(inner, gram)[1])
             R = R.gather(1, index[..., None].expand(-1, -1, R.shape[-1])).gather(2, index[:, None].expand(-1, 2 * p, -1))
             if L is not None:
                 factor_B = torch.stack([torch.block_diag(*blocks) for blocks in L])  # [R, 2q, 2p]
@@ -178,10 +178,10 @@ class TwinSystem:
         return {name: f.runs(slice(0, self.trained)).rows(rows) for name, f in blocks.items()}
 
     def _kernels(self, inner: InnerSystem, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """(R of the S run on S, R' of the twins on their n + 1 rows) of one block."""
+        """(R of the S run on S, R' of the twins on their n + 1 rows) of one block, in the system's representation."""
         own = inner.runs(slice(0, 1)).self_kernel()[0]
         twins = inner.runs(slice(1, self.V)).extended_kernel(gram[1 : self.V])
-        return inner.expand(own), inner.expand(twins)
+        return own, twins
 
     def _velocity(self, blocks, inners, y: Tensor) -> dict[str, Tensor]:
         own = torch.cat([self.targets, self.targets[:1]]) if self.has_null else self.targets
