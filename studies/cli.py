@@ -1,0 +1,137 @@
+"""The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
+
+Exit status: 0 done; 1 a numerical failure or a lost worker; 2 input that cannot be used; 130 interrupted. Every failure
+is one line on stderr.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nt_kernel.errors import NumericalError
+from studies.engines import WorkerLost
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"stability: error: {message} (see `{self.prog} --help`)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="stability", description="Train twin networks and hold their divergence against the bounds.")
+    top.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="the studies that come with the package")
+    listing.set_defaults(action=list_studies)
+
+    show = commands.add_parser("show", help="a study as it would be run")
+    show.set_defaults(action=show_study)
+    run = commands.add_parser("run", help="train a study, or continue it, and draw its report")
+    run.set_defaults(action=run_study)
+    for command in (show, run):
+        command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change a key, for example n=6,12 or grid.mass=0.1",
+        )
+        command.add_argument("--quick", action="store_true", help="the reduced grid of the study: within a minute")
+    run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY)")
+
+    report = commands.add_parser("report", help="draw figures and report of a results folder again, without training")
+    report.add_argument("out", type=Path, metavar="DIR", help="a results folder")
+    report.set_defaults(action=draw_report)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    >>> main(["list"])
+    digits          Twin networks on handwritten digits
+    digits-large    Twin networks on handwritten digits, up to 256 images
+    0
+    """
+    command_parser = parser()
+    # argparse gives up on KEY=VALUE after an option: what it leaves over is collected here.
+    arguments, left_over = command_parser.parse_known_args(argv)
+    if unknown := [text for text in left_over if text.startswith("-") or not hasattr(arguments, "overrides")]:
+        command_parser.error(f"unknown argument {unknown[0]}")
+    if left_over:
+        arguments.overrides = [*arguments.overrides, *left_over]
+    _extend_path()
+    try:
+        arguments.action(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        return _fail(130, f"stability: {str(interrupt) or 'interrupted'}")
+    except BrokenPipeError:  # the reader has gone, as in `stability show digits | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, ImportError, NumericalError, WorkerLost, OSError) as error:
+        if arguments.traceback:
+            raise
+        status = 1 if isinstance(error, NumericalError | WorkerLost | OSError) else 2
+        return _fail(status, f"stability: error: {error}")
+    return 0
+
+
+def list_studies(arguments: argparse.Namespace) -> None:
+    from studies.config import Study, shipped_studies
+
+    for name in sorted(shipped_studies()):
+        print(f"{name:<15} {Study.from_toml(name).title}")
+
+
+def show_study(arguments: argparse.Namespace) -> None:
+    from studies.config import Study
+
+    study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
+    points = len(study.points())
+    print(study.to_toml())
+    print(f"# {points} points, {points * study.grid.replacements} twin pairs")
+
+
+def run_study(arguments: argparse.Namespace) -> None:
+    from studies.config import Study
+
+    study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
+    name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
+    out = arguments.out or Path("results") / name
+
+    from studies import runner
+    from studies.report import write_report
+
+    runner.run_study(study, out, command=["stability", *sys.argv[1:]])
+    print(f"report: {write_report(out)}")
+
+
+def draw_report(arguments: argparse.Namespace) -> None:
+    from studies import store
+    from studies.report import write_report
+
+    out = arguments.out
+    if (out / "points").is_dir():  # an interrupted run may have finished points that its tables do not hold
+        store.collect(out, store.read_study(out))
+    print(f"report: {write_report(out)}")
+
+
+def _extend_path() -> None:
+    """Let a user's own modules be found, but never before ours."""
+    for folder in (str(Path(__file__).resolve().parent.parent), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _fail(status: int, message: str) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

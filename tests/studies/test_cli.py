@@ -1,0 +1,254 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import stability
+from nt_kernel.errors import NumericalError
+from studies import cli, load_results
+from studies.cli import main
+from tests.studies.fake_twins import fake_train_twins
+
+ROOT = Path(cli.__file__).parent.parent
+SMALL = ["n=6,12", "mass=1", "seeds=1", "replacements=1", "width=8", "steps=2", "workers=1"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Train nothing and draw nothing."""
+
+    def write_report(out):
+        (out / "report.html").write_text("drawn")
+        return out / "report.html"
+
+    monkeypatch.setattr(stability, "train_twins", fake_train_twins, raising=False)
+    monkeypatch.setattr(stability, "Replacement", SimpleNamespace, raising=False)
+    monkeypatch.setitem(sys.modules, "studies.report", SimpleNamespace(write_report=write_report))
+
+
+def refused(capsys, *argv, status=2):
+    """Run a command that must fail; its one line on stderr."""
+    try:
+        code = main(list(argv))
+    except SystemExit as exit:  # argparse's own way
+        code = exit.code
+    out, err = capsys.readouterr()
+    assert code == status, err
+    lines = [line for line in err.splitlines() if "so far" not in line and line.strip()]
+    assert len(lines) == 1, err
+    assert out == ""
+    assert lines[0].startswith("stability: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["list"], ["show", "digits"], ["run", "--help"], ["run", "digits", "n=0"]]
+)
+def test_light_commands_load_no_torch_and_answer_at_once(argv):
+    program = (
+        "import sys; from studies.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('\\nheavy:', [m for m in ('torch', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    start = time.monotonic()
+    answer = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=ROOT)
+    assert "heavy: []" in answer.stdout
+    assert time.monotonic() - start < 5  # under a second on an idle machine; this one may not be
+
+
+def test_importing_the_package_loads_no_torch():
+    program = "import studies, sys; studies.Study; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert answer.stdout == "False\n"
+
+
+def test_list_and_show(capsys):
+    assert main(["list"]) == 0
+    assert "digits-large" in capsys.readouterr().out
+    assert main(["show", "digits", "n=6", "--quick", "mass=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "n = [6]" in shown
+    assert "steps = 60" in shown
+    assert "# 2 points, 4 twin pairs" in shown
+
+
+def test_what_show_prints_can_be_run(capsys, tmp_path):
+    main(["show", "digits", "n=6"])
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert main(["show", "mine.toml"]) == 0
+    assert "n = [6]" in capsys.readouterr().out
+
+
+def test_run_then_report(fake, capsys, tmp_path):
+    # Overrides are taken on either side of an option.
+    assert main(["run", "digits", *SMALL[:3], "--out", "deep/out", *SMALL[3:]]) == 0
+    assert capsys.readouterr().out == "report: deep/out/report.html\n"
+    assert len(load_results(tmp_path / "deep/out").summary) == 2
+    assert 'command = "stability' in (tmp_path / "deep/out/config.toml").read_text()
+    (tmp_path / "deep/out/report.html").unlink()
+    (tmp_path / "deep/out/summary.parquet").unlink()
+    assert main(["report", "deep/out"]) == 0
+    assert (tmp_path / "deep/out/report.html").read_text() == "drawn"
+    assert len(load_results(tmp_path / "deep/out").summary) == 2
+
+
+def test_results_go_below_the_name_of_the_study(fake, tmp_path):
+    assert main(["run", "digits", *SMALL]) == 0
+    assert main(["run", "digits", "--quick", *SMALL]) == 0
+    (tmp_path / "own.toml").write_text("[grid]\nn = 2\nmass = 1\nwidth = 4\nseeds = 1\n")
+    assert main(["run", "own.toml", "steps=1"]) == 0
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"digits", "digits-quick", "own"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "required"),
+        (["rnu", "digits"], "rnu"),
+        (["run"], "STUDY"),
+        (["run", "digits", "--fast"], "--fast"),
+        (["report", "results", "n=6"], "n=6"),
+        (["run", "digit"], "did you mean digits?"),
+        (["run", "no.toml"], "no such study"),
+        (["run", "digits", "n"], "should be written key=value"),
+        (["run", "digits", "mas=1"], "did you mean grid.mass?"),
+        (["run", "digits", "mass=0"], "grid.mass[0] = 0"),
+        (["run", "digits", "mass=-1"], "grid.mass[0] = -1"),
+        (["run", "digits", "mass=nan"], "grid.mass[0] = nan"),
+        (["run", "digits", "output_metric=idenity"], "did you mean identity?"),
+        (["run", "digits", "optimizer=adam"], "should be one of woodbury, sgd"),
+        (["run", "digits", "n=2000"], "the data set has 1797 rows"),
+        (["run", "digits", "device=cuda:99"], "write device=cpu"),
+        (["run", "digits", "--out", "file"], "is a file"),
+        (["run", "digits", "--out", "file/below"], "cannot write to file/below"),
+        (["run", "digits", "--out", "foreign"], "not a results folder"),
+        (["run", "digits", "--out", "other"], "another config"),
+        (["report", "missing"], "missing"),
+        (["report", "foreign"], "foreign"),
+        (["show", "digits", "lr=-1", "n=0"], "lr = -1"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, words, fake, capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes").write_text("")
+    assert main(["run", "digits", *SMALL, "--out", "other"]) == 0
+    if argv[:1] == ["report"]:
+        monkeypatch.delitem(sys.modules, "studies.report")
+        pytest.importorskip("studies.report")
+    capsys.readouterr()
+    assert words in refused(capsys, *argv)
+
+
+def test_an_unwritable_folder(fake, capsys, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    line = refused(capsys, "run", "digits", *SMALL, "--out", "out")
+    assert "cannot write to out: Permission denied" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("lr = 3 is too large:\nwrite less than 0.7"), 2),
+        (TypeError("targets should be a tensor"), 2),
+        (NumericalError("not positive definite", where="layer '0'", value=-1.0), 1),
+        (OSError(28, "No space left on device"), 1),
+    ],
+)
+def test_what_goes_wrong_in_training_is_one_line_too(error, status, fake, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(stability, "train_twins", fail)
+    line = refused(capsys, "run", "digits", *SMALL, "--out", "out", status=status)
+    assert str(error).splitlines()[-1] in line
+    with pytest.raises(type(error)):
+        main(["--traceback", "run", "digits", *SMALL, "--out", "out"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lr=50"], "lr = 50 is too large: the step needs lr < 2/λ_max"),
+        (["optimizer=sgd", "lr=auto"], 'needs scale="mean"'),
+    ],
+)
+def test_bad_input_that_only_training_can_find(overrides, words, capsys):
+    line = refused(capsys, "run", "digits", *SMALL, *overrides, "--out", "out")
+    assert words in line
+    assert "n=12, width=8, mass=1, seed=0: " in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_data_that_is_no_number(value, capsys, monkeypatch):
+    from studies import data
+
+    inputs, targets = data.dataset("digits")
+    broken = inputs.copy()
+    broken[:, 3] = value
+    monkeypatch.setattr(data, "dataset", lambda name: (broken, targets))
+    refused(capsys, "run", "digits", *SMALL, "--out", "out")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(fake, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stability, "train_twins", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "digits", *SMALL, "--out", "out"])
+
+
+def test_an_interrupt_is_status_130_and_says_how_to_continue(fake, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stability, "train_twins", interrupt)
+    assert main(["run", "digits", *SMALL, "--out", "out"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stability: interrupted: 0 of 2 points are finished and kept in out; the same command continues"
+
+
+def test_the_current_folder_is_searched_last(fake, tmp_path):
+    first = list(sys.path)
+    main(["list"])
+    assert sys.path[: len(first)] == first
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.index(str(ROOT)) < sys.path.index(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nt_kernel", "optim", "stability"])
+@pytest.mark.parametrize("kind", ["package", "folder", "file"])
+def test_a_folder_of_the_same_name_that_comes_first_is_named(name, kind, tmp_path):
+    if kind == "file":
+        shadow = tmp_path / f"{name}.py"
+        shadow.write_text("")
+    else:
+        shadow = tmp_path / name
+        shadow.mkdir()
+    if kind == "package":
+        shadow = shadow / "__init__.py"
+        shadow.write_text("")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import studies"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    if kind == "folder" and answer.returncode == 0:
+        return  # without __init__.py a folder gives way to a package that is found on sys.path
+    assert answer.stderr.splitlines()[-1].startswith(f"ImportError: {shadow} hides contraction-stability's own ")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    command = f"{sys.executable} -m studies.cli show digits | head -1"
+    answer = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, cwd=ROOT)
+    assert answer.stderr == ""
