@@ -15,6 +15,7 @@ from nt_kernel.errors import NumericalError
 from nt_kernel.linear_output import kron_identity
 from nt_kernel.output_metric import OutputMetric
 from nt_kernel.spectrum import kernel_error_scale
+from nt_kernel.triangular import solve_factored, triangular_inverse
 
 # Below this size of c·K the identity (I − S⁻¹)/c loses the digits that K − cKS⁻¹K keeps.
 _SMALL = 1e-2
@@ -39,12 +40,21 @@ class InnerSystem:
         self.factor = None if c == 0 else metric.factor(y)  # L_y [..., N, q, C]
         if decoupled and self.factor is not None:
             raise ValueError("a decoupled Gram matrix needs the identity as output metric")
-        self.chol = None if c == 0 else _cholesky(self._system(), where)
+        self.chol = None if c == 0 else self._factorise(where)
 
-    def _system(self) -> Tensor:
-        S = self.weigh(self.weigh(self.gram).mT).mul(self.c)
-        S.diagonal(dim1=-2, dim2=-1).add_(1)
-        return S
+    def _factorise(self, where: str) -> Tensor:
+        """Cholesky of S, as √c times that of L_y K L_yᵀ + I/c: the shift goes on the diagonal in place, for a while."""
+        if self.factor is not None:
+            system = self.weigh(self.weigh(self.gram).mT)
+            system.diagonal(dim1=-2, dim2=-1).add_(1 / self.c)
+            return _cholesky(system, self.c, where)
+        diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
+        kept = diagonal.clone()
+        diagonal.add_(1 / self.c)
+        try:
+            return _cholesky(self.gram, self.c, where)
+        finally:
+            diagonal.copy_(kept)
 
     def weigh(self, matrix: Tensor) -> Tensor:
         """L_y applied to the rows: [..., NC, R] → [..., Nq, R]."""
@@ -74,36 +84,41 @@ class InnerSystem:
         if self.c == 0:
             return r
         if self.factor is None:
-            return self.unrows(_solve(self.chol, self.rows(r)))
+            return self.unrows(solve_factored(self.chol, self.rows(r)))
         rho, rest = self.metric.lift(self.y, self.factor, r)
         rest = rest.flatten(-2)[..., None]
         inner = rho.flatten(-2)[..., None] - self.c * self.weigh(self.gram @ rest)
-        v = self.unweigh(_solve(self.chol, inner)) + rest
+        v = self.unweigh(solve_factored(self.chol, inner)) + rest
         return v[..., 0].unflatten(-1, (-1, self.C))
 
     def woodbury(self, b: Tensor) -> Tensor:
         """c·L_yᵀS⁻¹L_y b for b [..., N, C]: the correction of G⁻¹ = D⁻¹ − D⁻¹Jᵀ(c·L_yᵀS⁻¹L_y)J D⁻¹."""
         if self.c == 0:
             return torch.zeros_like(b)
-        inner = _solve(self.chol, self.weigh(self.rows(b)))
+        inner = solve_factored(self.chol, self.weigh(self.rows(b)))
         return self.unrows(self.c * self.unweigh(inner))
 
     def reduce(self, K_AS: Tensor, K_SB: Tensor, K_AB: Tensor) -> Tensor:
         """J_A G⁻¹J_Bᵀ = K_AB − c·K_AS L_yᵀS⁻¹L_y K_SB; matrices in this system's representation, so is the result."""
         if self.c == 0:
             return K_AB
-        return K_AB - self.c * K_AS @ self.unweigh(_solve(self.chol, self.weigh(K_SB)))
+        return K_AB - self.c * K_AS @ self.unweigh(solve_factored(self.chol, self.weigh(K_SB)))
 
     def self_kernel(self) -> Tensor:
         """R = J G⁻¹Jᵀ on the points of the metric, symmetric; for M = I it is (I − S⁻¹)/c."""
         if self.c == 0:
             return self.gram
-        if self.factor is None and bool((self.c * self.gram.diagonal(dim1=-2, dim2=-1).amax(-1) >= _SMALL).all()):
+        if self._inverts():
             R = torch.cholesky_inverse(self.chol).mul_(-1 / self.c)
             R.diagonal(dim1=-2, dim2=-1).add_(1 / self.c)
             return R
         half = torch.linalg.solve_triangular(self.chol, self.weigh(self.gram), upper=False)  # chol⁻¹L_yK
         return self.gram - self.c * half.mT @ half
+
+    def _inverts(self) -> bool:
+        """True where (I − S⁻¹)/c is the kernel and keeps its digits."""
+        diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
+        return self.factor is None and bool((self.c * diagonal.amax(-1) >= _SMALL).all())
 
     def runs(self, which: slice) -> "InnerSystem":
         """Of a stacked system, the runs ``which``; nothing is factorised again."""
@@ -113,18 +128,37 @@ class InnerSystem:
         part.factor = None if self.factor is None else self.factor[which]
         return part
 
-    def extended_kernel(self, gram: Tensor) -> Tensor:
-        """R on more points than the metric's, which come first: ``gram`` is K on all of them, in this representation."""
+    def apply(self, gram: Tensor, b: Tensor) -> Tensor:
+        """R b on more points than the metric's, which come first: ``gram`` is K on all of them, b [..., A·C, R].
+
+        R b = K b − c·K_AS L_yᵀS⁻¹L_y(K b)_S: for a few columns far cheaper than R itself.
+        """
         P = self.gram.shape[-1]
-        R = torch.empty_like(gram)
-        R[..., :P, :P] = self.self_kernel()
-        if self.factor is None and self.c > 0:  # then R_SB = S⁻¹K_SB: no product with K, and nothing cancels
-            R[..., :P, P:] = _solve(self.chol, gram[..., :P, P:])
-            R[..., P:, P:] = gram[..., P:, P:] - self.c * gram[..., P:, :P] @ R[..., :P, P:]
-        else:
-            R[..., :, P:] = self.reduce(gram[..., :, :P], gram[..., :P, P:], gram[..., :, P:])
-        R[..., P:, :P] = R[..., :P, P:].mT
-        return R
+        if self.decoupled:  # the outputs of a sample become columns
+            b = b.unflatten(-2, (-1, self.C)).flatten(-2)
+        Kb = gram @ b
+        if self.c > 0:
+            inner = self.unweigh(solve_factored(self.chol, self.weigh(Kb[..., :P, :])))
+            Kb = Kb - self.c * gram[..., :, :P] @ inner
+        return Kb.unflatten(-1, (self.C, -1)).flatten(-3, -2) if self.decoupled else Kb
+
+    def diagonal_blocks(self, gram: Tensor) -> Tensor:
+        """R_ii [..., A, C, C] at every point of ``gram``, those of the metric first."""
+        P, p = self.gram.shape[-1], 1 if self.decoupled else self.C
+        blocks = gram.unflatten(-1, (-1, p)).unflatten(-3, (-1, p)).diagonal(dim1=-4, dim2=-2)  # [..., p, p, A]
+        blocks = blocks.movedim(-1, -3).clone()
+        if self.c > 0:
+            invert, own = self._inverts(), P // p
+            if invert:  # (I − S⁻¹)/c there, S⁻¹ = XᵀX with X = chol⁻¹: only the columns of each block meet
+                eye = torch.eye(p, dtype=gram.dtype, device=gram.device)
+                blocks[..., :own, :, :] = (eye - _column_grams(triangular_inverse(self.chol), p)) / self.c
+            rest = slice(own if invert else 0, None)
+            columns = self.weigh(gram[..., :P, P if invert else 0 :])
+            half = torch.linalg.solve_triangular(self.chol, columns, upper=False)
+            blocks[..., rest, :, :] -= self.c * _column_grams(half, p)
+        if not self.decoupled:
+            return blocks
+        return torch.diag_embed(blocks[..., 0].expand(*blocks.shape[:-2], self.C))
 
     def error_scale(self, n: int) -> float:
         """The size whose rounding (1/n)R carries (``nt_kernel.spectrum``), the largest of a stack."""
@@ -141,7 +175,7 @@ class InnerSystem:
     def add_to(self, total: Tensor | None, matrix: Tensor) -> Tensor:
         """``total + expand(matrix)``, in place where there is a total (of this method's making) already."""
         if total is None:
-            return self.expand(matrix)
+            return self.expand(matrix) if self.decoupled else matrix.clone()
         if not self.decoupled:
             return total.add_(matrix)
         pairs = total.unflatten(-1, (-1, self.C)).unflatten(-3, (-1, self.C))
@@ -149,17 +183,17 @@ class InnerSystem:
         return total
 
 
-def _cholesky(system: Tensor, where: str) -> Tensor:
+def _column_grams(matrix: Tensor, p: int) -> Tensor:
+    """X_iᵀX_i [..., A, p, p] for the blocks X_i of p columns of [..., P, A·p]."""
+    columns = matrix.mT.reshape(*matrix.shape[:-2], -1, p, matrix.shape[-2])
+    return columns @ columns.mT
+
+
+def _cholesky(system: Tensor, c: float, where: str) -> Tensor:
     chol, info = torch.linalg.cholesky_ex(system)
     if bool((info == 0).all()) and bool(torch.isfinite(chol.diagonal(dim1=-2, dim2=-1)).all()):
-        return chol
+        return chol.mul_(c**0.5)
     if not bool(torch.isfinite(system).all()):
         raise NumericalError("the Gram matrix is not finite (did training diverge?)", where=where)
-    smallest = torch.linalg.eigvalsh(system)[..., 0].min().item()
+    smallest = c * torch.linalg.eigvalsh(system)[..., 0].min().item()
     raise NumericalError("I + c·L K Lᵀ is not positive definite: smallest eigenvalue", where=where, value=smallest)
-
-
-def _solve(chol: Tensor, b: Tensor) -> Tensor:
-    """S⁻¹b by two triangular solves; ``torch.cholesky_solve`` copies the factor, ten times the work for one column."""
-    half = torch.linalg.solve_triangular(chol, b, upper=False)
-    return torch.linalg.solve_triangular(chol.mT, half, upper=True)

@@ -26,42 +26,35 @@ def gradient_bound(snapshot: Snapshot) -> Tensor:
     return torch.maximum(own, torch.maximum(probes, snapshot.residuals[1:].norm(dim=-1).amax(-1)))
 
 
-def metric_norm(snapshot: Snapshot, p: int) -> Tensor:
+def metric_norm(snapshot: Snapshot) -> Tensor:
     """h(t) = max λ_max(R'_ii) over i ∈ S ∪ S', [R]."""
-    R = snapshot.twin_kernel
-    blocks = R.unflatten(-1, (-1, p)).unflatten(-3, (-1, p)).diagonal(dim1=1, dim2=3)  # [R, p, p, n + 1]
-    return largest_block_eigenvalues(blocks.permute(0, 3, 1, 2)).amax(-1)
+    return largest_block_eigenvalues(snapshot.twin_blocks).amax(-1)
 
 
 def column_norm(snapshot: Snapshot, system: TwinSystem) -> Tensor:
     """col(t) = max_{j ∈ {k, k'}} ‖(1/n)J'_S G'⁻¹J'_jᵀ‖₂, [R]."""
-    n, p = system.n, system.p
-    R = snapshot.twin_kernel.unflatten(-1, (n + 1, p))  # [R, (n+1)p, n + 1, p]
-    columns = [R[:, :, n], R[torch.arange(system.R), :, system.replaced]]
-    norms = [_spectral(system.on_S(c.unflatten(1, (n + 1, p))).flatten(1, 2)) for c in columns]
-    return torch.maximum(*norms) / n
+    columns = _columns_on_S(snapshot, system)
+    return torch.maximum(*(_spectral(c) for c in columns[..., :-1].split(system.p, -1)))
 
 
 def disturbance(snapshot: Snapshot, system: TwinSystem) -> Tensor:
     """d(t) = (1/n)[J'_S G'⁻¹J'_kᵀ r'(x_k) − J'_S G'⁻¹J'_{k'}ᵀ r'(x'_k)] (eq. P8), [R, n·p]."""
-    r = torch.zeros_like(snapshot.residuals[1:])
-    runs = torch.arange(system.R)
-    r[:, -1] = snapshot.residuals[1:, -1]
-    r[runs, system.replaced] = -snapshot.residuals[1:][runs, system.replaced]
-    return _apply_on_S(snapshot, system, r)
+    r = snapshot.residuals[1:]
+    at_k, at_k2 = r[:, -1], r[torch.arange(system.R), system.replaced]
+    signed = torch.cat([at_k, -at_k2], -1)  # [R, 2p]
+    return (_columns_on_S(snapshot, system)[..., :-1] @ signed[..., None])[..., 0]
 
 
 def kernel_drift(snapshot: Snapshot, system: TwinSystem) -> Tensor:
     """(H'_S − H)r' on S, the term the proof of theorem 3 leaves out, [R, n·p]; H'_S reads the twin's kernel on S."""
-    r = snapshot.residuals[1:].clone()
-    r[torch.arange(system.R), system.replaced] = 0  # x'_k is not a sample of S
     on_S = system.on_S(snapshot.residuals[1:]).flatten(1)
-    return _apply_on_S(snapshot, system, r) - on_S @ snapshot.H
+    return _columns_on_S(snapshot, system)[..., -1] - on_S @ snapshot.H
 
 
-def _apply_on_S(snapshot: Snapshot, system: TwinSystem, r: Tensor) -> Tensor:
-    moved = (snapshot.twin_kernel @ r.flatten(1)[..., None])[..., 0].unflatten(-1, (-1, system.p))
-    return system.on_S(moved).flatten(1) / system.n
+def _columns_on_S(snapshot: Snapshot, system: TwinSystem) -> Tensor:
+    """(1/n)R' at x_k, at x'_k and applied to r', read on the samples of S, [R, n·p, 2p + 1]."""
+    rows = snapshot.twin_columns.unflatten(1, (system.n + 1, system.p))
+    return system.on_S(rows).flatten(1, 2) / system.n
 
 
 def _spectral(tall: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Monitor:
         self._record_divergence(e, snapshot)
         pairs["kappa"].append(jacobian_bound(snapshot))
         pairs["L"].append(gradient_bound(snapshot))
-        pairs["h"].append(metric_norm(snapshot, system.p))
+        pairs["h"].append(metric_norm(snapshot))
         pairs["column"].append(column_norm(snapshot, system))
         pairs["disturbance"].append(d)
         pairs["drift"].append(kernel_drift(snapshot, system).norm(dim=-1))

@@ -34,7 +34,8 @@ class Snapshot:
     null_outputs: Tensor | None  # y of the null twin on S, [n, p]
     H: Tensor  # kernel of the S run, [np, np]
     H_error: float  # rounding radius around its eigenvalues
-    twin_kernel: Tensor  # R' = J'G'⁻¹J'ᵀ on the twins' n + 1 rows, [R, (n+1)p, (n+1)p]
+    twin_blocks: Tensor  # R'_ii, R' = J'G'⁻¹J'ᵀ, on the twins' n + 1 rows, [R, n + 1, p, p]
+    twin_columns: Tensor  # R' at x_k and at x'_k, and R'r' with r' on S (x'_k left out), [R, (n+1)p, 2p + 1]
     jacobian_norms: Tensor  # ‖J_i‖₂ of S and twins on their rows, [V, n + 1] (row n of run 0 is not used)
     probe_norms: Tensor  # ‖J_i‖₂ of the S run at the replacements z', [R]
     rate: float  # λ_max shown to allow the step of every twin with its own metric
@@ -100,15 +101,18 @@ class TwinSystem:
         n, p, V = self.n, self.p, self.V
         y, factors = stacked_layer_factors(self.model, self.params, self.x)
         blocks = self._trained(resolve_blocks(factors, self.blocks), n + 1)
-        own = y[: self.trained, :n]
-        inners, H, twin_kernel, size = {}, None, None, 0.0
-        for name, factor in blocks.items():
-            inners[name], gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], where)
-            own_kernel, kernels = self._kernels(inners[name], gram)
-            H, twin_kernel = inners[name].add_to(H, own_kernel), inners[name].add_to(twin_kernel, kernels)
-            size += inners[name].runs(slice(0, 1)).error_scale(n)
-        H = H / n
         residuals = y[:V] - self.targets
+        probe = self._probe_columns(residuals[1:])
+        inners, H, twin_blocks, twin_columns, size = {}, None, 0, 0, 0.0
+        for name, factor in blocks.items():
+            inner, gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], where)
+            own, twins, twin_gram = inner.runs(slice(0, 1)), inner.runs(slice(1, V)), gram[1:V]
+            H = own.add_to(H, own.self_kernel()[0])
+            twin_blocks = twin_blocks + twins.diagonal_blocks(twin_gram)
+            twin_columns = twin_columns + twins.apply(twin_gram, probe)
+            size += own.error_scale(n)
+            inners[name] = inner
+        H = H / n
         norms = sum(f.block_gram(1.0) for f in factors.values())
         norms = norms[torch.cat([torch.arange(V), torch.arange(self.trained, len(norms))])]
         norms = largest_block_eigenvalues(norms).clamp_min(0).sqrt()
@@ -120,10 +124,11 @@ class TwinSystem:
             null_outputs=y[V, :n] if self.has_null else None,
             H=H,
             H_error=rounding_radius(n * p, max(size, H.norm().item()), H.dtype),
-            twin_kernel=twin_kernel,
+            twin_blocks=twin_blocks,
+            twin_columns=twin_columns,
             jacobian_norms=norms[:V],
             probe_norms=norms[V:].flatten()[: self.R],
-            rate=self._check_step(lr, own, H, twin_kernel, where),
+            rate=self._check_step(lr, y[: self.trained, :n], H, inners, where),
             velocity=self._velocity(self._trained(blocks, n), inners, y),
         )
 
@@ -143,10 +148,11 @@ class TwinSystem:
         pair = torch.stack([torch.full_like(self.replaced, n), self.replaced], -1)  # rows of x_k and x'_k, [R, 2]
         index = (pair[..., None] * p + torch.arange(p, device=pair.device)).flatten(1)  # rows of R', [R, 2p]
         L = self.metric.factor(y[1 : self.V].gather(1, pair[..., None].expand(-1, -1, p)))  # [R, 2, q, p]
-        for name, factor in self._trained(resolve_blocks(factors, self.blocks), n + 1).items():
-            inner, gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained], f"{name}: ")
-            R = inner.expand(self._kernels(inner, gram)[1])
-            R = R.gather(1, index[..., None].expand(-1, -1, R.shape[-1])).gather(2, index[:, None].expand(-1, 2 * p, -1))
+        probe = self._probe_columns(torch.zeros_like(y[1 : self.V]))[..., : 2 * p]
+        for factor in self._trained(resolve_blocks(factors, self.blocks), n + 1).values():
+            inner, gram = inner_system(factor, n, self.mass, self.c, self.metric, y[: self.trained])
+            columns = inner.runs(slice(1, self.V)).apply(gram[1 : self.V], probe)
+            R = columns.gather(1, index[..., None].expand(-1, -1, 2 * p))  # R'_BB, [R, 2p, 2p]
             if L is not None:
                 factor_B = torch.stack([torch.block_diag(*blocks) for blocks in L])  # [R, 2q, 2p]
                 R = factor_B @ R @ factor_B.mT
@@ -177,11 +183,17 @@ class TwinSystem:
     def _trained(self, blocks, rows: int) -> dict[str, Factor]:
         return {name: f.runs(slice(0, self.trained)).rows(rows) for name, f in blocks.items()}
 
-    def _kernels(self, inner: InnerSystem, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """(R of the S run on S, R' of the twins on their n + 1 rows) of one block, in the system's representation."""
-        own = inner.runs(slice(0, 1)).self_kernel()[0]
-        twins = inner.runs(slice(1, self.V)).extended_kernel(gram[1 : self.V])
-        return own, twins
+    def _probe_columns(self, twin_residuals: Tensor) -> Tensor:
+        """Unit columns at x_k (row n) and x'_k (row k), and r' on S, as right-hand sides [R, (n+1)p, 2p + 1]."""
+        n, p, R = self.n, self.p, self.R
+        runs = torch.arange(R, device=self.x.device)
+        probe = self.x.new_zeros(R, n + 1, p, 2 * p + 1)
+        eye = torch.eye(p, dtype=self.x.dtype, device=self.x.device)
+        probe[:, n, :, :p] = eye
+        probe[runs, self.replaced, :, p : 2 * p] = eye
+        probe[..., -1] = twin_residuals
+        probe[runs, self.replaced, :, -1] = 0  # x'_k is not a sample of S
+        return probe.flatten(1, 2)
 
     def _velocity(self, blocks, inners, y: Tensor) -> dict[str, Tensor]:
         own = torch.cat([self.targets, self.targets[:1]]) if self.has_null else self.targets
@@ -192,13 +204,19 @@ class TwinSystem:
             name: -torch.cat([d, d[:1].expand(probes, *d.shape[1:])]) if probes else -d for name, d in direction.items()
         }
 
-    def _check_step(self, lr: float | None, own: Tensor, H: Tensor, twin_kernel: Tensor, where: str) -> float:
+    def _check_step(self, lr: float | None, own: Tensor, H: Tensor, inners, where: str) -> float:
         bound = rate_limit(self.block_count, self.n, self.c, self.metric, own)
         if lr is None:
             return bound
-        P = self.n * self.p
-        # The twin's own kernel: its metric, its inputs (the first n rows).
-        return checked_rate(lr, bound, lambda: torch.cat([H[None], twin_kernel[:, :P, :P] / self.n]), where.rstrip(": "))
+
+        def kernels() -> Tensor:  # each twin's own: its metric, its inputs
+            twins = None
+            for inner in inners.values():
+                inner = inner.runs(slice(1, self.V))
+                twins = inner.add_to(twins, inner.self_kernel())
+            return torch.cat([H[None], twins / self.n])
+
+        return checked_rate(lr, bound, kernels, where.rstrip(": "))
 
 
 def _pad_rows(rows: Tensor, height: int) -> Tensor:
