@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One stamp, written last: an install that was cut short is done again.
 READY := $(VENV)/.complete
 
-.PHONY: help study test test-slow lint bench clean
+.PHONY: help study test test-slow lint bench readme clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ lint: $(READY) ## style and import order
 	$(BIN)/ruff format --check .
 
 bench: $(READY) ## ratios against peers, medians of interleaved runs, into benchmarks/results/
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt nngeometry  # its needs would bring torchvision
 	$(BIN)/python -m benchmarks
+
+readme: $(READY) ## the README's figure and numbers from results/digits (after make study)
+	$(BIN)/python docs/refresh_readme.py results/digits
 
 clean: ## remove the environment and the results
 	rm -rf $(VENV) results build *.egg-info

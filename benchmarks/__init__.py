@@ -1,0 +1,1 @@
+"""Speed against peers, as ratios within one interleaved run: ``python -m benchmarks`` (or ``make bench``)."""

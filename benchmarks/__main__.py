@@ -1,0 +1,106 @@
+"""``python -m benchmarks``: time us and our peers, interleaved, and write one Markdown table per question."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+QUESTIONS = ("gram", "step")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 with one line on stderr for a request that cannot be met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed against peers, as ratios.")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)} (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; into files of their own")
+    parser.add_argument("--rounds", type=int, help="turns of each contender (default 15; with --quick 3)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the tables")
+    options = parser.parse_args(arguments)
+    # Idle threads that spin take the cores from whoever is timed next. Read when torch loads, so it comes first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check the request, then time and write one table after the other."""
+    unknown = [q for q in options.questions if q not in QUESTIONS]
+    if unknown:
+        raise ValueError(f"unknown question {unknown[0]!r}; write one of {', '.join(QUESTIONS)}")
+    for name in ("rounds", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; write a whole number of at least 1")
+
+    import torch
+
+    from benchmarks import gram, step
+    from benchmarks.timing import Settings, table
+
+    if options.device != "cpu" and not options.device.startswith("cuda"):
+        raise ValueError(f"--device is {options.device!r}; write cpu or cuda")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device is {options.device!r}, but torch {torch.__version__} sees no CUDA device; write --device cpu"
+        )
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = Settings(rounds=options.rounds or (3 if options.quick else 15), device=options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.questions or QUESTIONS:
+        question = {"gram": gram, "step": step}[name]
+        cases = question.QUICK if options.quick else question.CASES
+        rows = table(question.entries(settings, cases), question.RATIO)
+        text = page(question.TITLE, question.ABOUT, rows, [case[0] for case in cases], settings)
+        device = options.device.partition(":")[0]
+        path = options.out / f"{name}-{device}{'-quick' if options.quick else ''}.md"
+        path.write_text(text, encoding="utf-8")
+        print(f"{text}\nwritten to {path}\n")
+
+
+def page(title: str, about: str, rows: str, workloads: Sequence[str], settings) -> str:
+    """The Markdown page: what was asked, where and when, how it was timed, the table, the networks."""
+    from benchmarks.workloads import WORKLOADS
+
+    networks = "\n".join(f"- {key}: {WORKLOADS[key]}" for key in dict.fromkeys(workloads))
+    method = (
+        f"{settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
+        f"{settings.turn * 1e3:.0f} ms or one call. Ratios are taken within a round; median and quartiles over rounds."
+    )
+    when = datetime.now(UTC).date().isoformat()
+    return f"# {title}\n\n{about}\n\n{when}; {machine(settings.device)}.\n{method}\n\n{rows}\n\n{networks}\n"
+
+
+def machine(device: str) -> str:
+    """The machine in one line.
+
+    >>> machine("cpu").endswith("threads, OMP_WAIT_POLICY=" + os.environ.get("OMP_WAIT_POLICY", "unset"))
+    True
+    """
+    import torch
+
+    import nt_kernel
+    from studies.provenance import commit
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = [
+        f"commit {commit(Path(nt_kernel.__file__).parent) or 'unknown'}",
+        f"{platform.machine()}, {cores} cores",
+        *([torch.cuda.get_device_name(device)] if device != "cpu" else []),
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}",
+    ]
+    return ", ".join(facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Figures: what is drawn, what is not, that nothing global changes, and that a redraw gives the same bytes."""
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from studies import figures
+from studies.figure_lines import LINES, PER_SAMPLE, STACKED, drawn_lines, spread
+from tests.studies import synthetic
+
+MAKERS = {
+    "bounds": lambda study: figures.bounds_figure(study.summary, draws=100),
+    "training": lambda study: figures.training_figure(study.trajectories, study.summary),
+    "constants": lambda study: figures.constants_figure(study.summary),
+    "ratios": lambda study: figures.ratios_figure(study.summary),
+    "confinement": lambda study: figures.confinement_figure(study.summary, study.trajectories),
+    "spectrum": lambda study: figures.spectrum_figure(study.spectra, study.summary),
+}
+PARTIAL = {
+    "whole": {},
+    "one pair": {"ns": (6,), "masses": (1.0,), "seeds": 1, "replacements": 1},
+    "two n": {"ns": (6, 12), "masses": (1.0, 0.01)},
+    "singular at 48": {"singular_n": (48,)},
+    "all singular": {"singular_n": (6, 12, 24, 48)},
+    "n = 1": {"ns": (1,), "masses": (0.1,)},
+}
+
+
+@pytest.fixture(scope="module")
+def study():
+    return synthetic.frames()
+
+
+def overlaps(texts):
+    """Pairs of texts whose boxes share more than a hair."""
+    boxes = [(text.get_text(), text.get_window_extent().padded(-1.0)) for text in texts]
+    return [(a, b) for (a, box), (b, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
+
+
+@pytest.mark.parametrize("partial", PARTIAL)
+@pytest.mark.parametrize("name", MAKERS)
+def test_drawn_from_what_there_is(name, partial, recwarn):
+    """Nothing fails, nothing warns, no text lies on another or leaves the page, whatever is missing."""
+    figure = MAKERS[name](synthetic.frames(**PARTIAL[partial], steps=20))
+    figure.draw_without_rendering()
+    texts = visible_texts(figure)
+    assert overlaps(texts) == []
+    page = figure.bbox.padded(2)
+    outside = [
+        text.get_text()
+        for text in texts
+        if not (page.x0 <= text.get_window_extent().x0 and text.get_window_extent().x1 <= page.x1)
+    ]
+    assert outside == []
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def visible_texts(figure):
+    """Every text a reader sees; tick labels beyond the limits exist but are not drawn."""
+    texts = [text for legend in figure.legends for text in legend.get_texts()]
+    for ax in figure.axes:
+        texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        for axis, (low, high) in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+
+
+def test_panels_take_an_axes_and_return_it(study):
+    rows = study.summary[study.summary["mass"] == 1.0]
+    figure = figures.new_figure(figures.COLUMN, 3)
+    calls = [
+        (figures.draw_bounds_vs_n, (rows,)),
+        (figures.draw_exponents, ({},)),
+        (figures.draw_divergence, (study.trajectories,)),
+        (figures.draw_constant, (study.summary, "xi")),
+        (figures.draw_ratios, (study.summary, "measured_sup", ("T5",))),
+        (figures.draw_spectrum, (study.spectra, 0.01)),
+    ]
+    for draw, arguments in calls:
+        ax = figure.add_subplot()
+        assert draw(ax, *arguments) is ax
+        ax.remove()
+
+
+def test_like_is_compared_with_like():
+    """No panel holds bounds on the stack and bounds on a single sample; T0 is stated for one and proved for the
+    other."""
+    assert set(STACKED) & set(PER_SAMPLE) == {"T0"}
+    assert not {"T5", "path_sup", "trivial_sup", "measured_sup"} & set(STACKED)
+    assert not {"T4", "path_l2", "vacuity_floor", "measured_l2"} & set(PER_SAMPLE)
+
+
+def test_the_lines_are_the_medians(study):
+    ax = figures.bounds_figure(study.summary, draws=100).axes[0]  # mass 1, stacked
+    drawn = drawn_lines(ax)
+    assert set(drawn) == {LINES[column].label for column in STACKED}
+    expected = study.summary[study.summary["mass"] == 1.0].groupby("n")["T4"].median()
+    np.testing.assert_allclose(drawn["T4"].get_ydata(), expected)
+
+
+def test_infinite_bounds_are_named_and_not_drawn():
+    figure = figures.bounds_figure(synthetic.frames(singular_n=(48,)).summary, draws=100)
+    drawn = drawn_lines(figure.axes[0])
+    assert 48 not in drawn["T0"].get_xdata()
+    assert 48 in drawn["T3"].get_xdata()
+    assert "T0, T1, T1c, T2 not applicable\nat n = 48 (ξ = 0)" in figure.axes[0].get_xlabel()
+    assert "(none at n = 48: ξ = 0)" in figure.axes[3].get_title()
+
+
+def test_one_infinite_pair_is_enough(study):
+    """A median over the finite pairs would be a choice of the favourable ones."""
+    summary = study.summary.copy()
+    summary.loc[summary.index[0], "T0"] = np.inf
+    figure = figures.bounds_figure(summary, draws=100)
+    assert 6 not in drawn_lines(figure.axes[0])["T0"].get_xdata()
+
+
+@pytest.mark.parametrize("name", ["bounds", "training", "ratios"])
+def test_every_line_is_labelled_with_its_kind(name, study):
+    figure = MAKERS[name](study)
+    legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
+    for ax in figure.axes:
+        written = {text.get_text() for text in ax.texts}
+        for label, line in drawn_lines(ax).items():
+            assert line.get_label().removeprefix(f"{label}: ") in legend
+            assert label in written
+
+
+def test_lines_differ_without_colour():
+    """Grey print: dash and marker alone tell the lines of a panel apart."""
+    for columns in (STACKED, PER_SAMPLE):
+        looks = [(LINES[column].dash, LINES[column].marker) for column in columns]
+        assert len(set(looks)) == len(looks)
+
+
+def test_no_exponent_from_two_n():
+    figure = figures.bounds_figure(synthetic.frames(ns=(6, 12)).summary)
+    assert any("needs at least three n" in text.get_text() for text in figure.axes[-1].texts)
+
+
+def test_axes_of_a_row_are_shared(study):
+    axes = figures.bounds_figure(study.summary, draws=100).axes
+    assert len({ax.get_ylim() for ax in axes[:3]}) == 1
+
+
+def test_nothing_global_changes(study, tmp_path):
+    before = dict(matplotlib.rcParams)
+    figures.save_figure(MAKERS["ratios"](study), tmp_path / "ratios")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_not_even_imported():
+    code = "import sys; from tests.studies import synthetic; from studies.figures import ratios_figure\n"
+    code += "ratios_figure(synthetic.frames(ns=(6,)).summary); sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_redraw_gives_the_same_bytes(tmp_path):
+    """In two processes with different hash seeds and at different times."""
+    code = (
+        "import sys; from pathlib import Path; from tests.studies import synthetic; from studies import figures\n"
+        "study = synthetic.frames(ns=(6, 12, 24), steps=20)\n"
+        "list(figures.draw_figures(study, Path(sys.argv[1])))"
+    )
+    digests = []
+    for run in ("1", "2"):
+        folder = tmp_path / run
+        environment = {"PYTHONHASHSEED": run, "OMP_NUM_THREADS": "1", "PATH": ""}
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment)
+        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())})
+    assert len(digests[0]) == 18
+    assert digests[0] == digests[1]
+
+
+def test_figures_without_their_table_are_left_out(study):
+    bare = type(study)(study.summary, study.trajectories.iloc[:0], study.spectra.iloc[:0], study.assumptions.iloc[:0])
+    assert [drawing.name for drawing in figures.drawings(bare)] == ["bounds", "constants", "ratios", "confinement"]
+    assert "equal training loss" not in next(d.caption for d in figures.drawings(bare) if d.name == "confinement")
+    MAKERS["confinement"](bare)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spread_keeps_order_and_gap(seed):
+    rng = np.random.default_rng(seed)
+    places = rng.random(9)
+    moved = spread(places, 0.08)
+    assert (np.argsort(moved) == np.argsort(places)).all()
+    assert (np.diff(np.sort(moved)) >= 0.08 - 1e-9).all()
+    assert moved.min() >= -1e-9
+    assert moved.max() <= 1 + 1e-9
+
+
+def test_spread_leaves_alone_what_does_not_touch():
+    np.testing.assert_allclose(spread([0.9, 0.1, 0.5], 0.1), [0.9, 0.1, 0.5])
+    assert spread([], 0.1).size == 0
