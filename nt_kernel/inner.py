@@ -58,15 +58,11 @@ class InnerSystem:
 
     def weigh(self, matrix: Tensor) -> Tensor:
         """L_y applied to the rows: [..., NC, R] → [..., Nq, R]."""
-        if self.factor is None:
-            return matrix
-        return (self.factor @ matrix.unflatten(-2, (-1, self.C))).flatten(-3, -2)
+        return matrix if self.factor is None else apply_blocks(self.factor, matrix)
 
     def unweigh(self, matrix: Tensor) -> Tensor:
         """L_yᵀ applied to the rows: [..., Nq, R] → [..., NC, R]."""
-        if self.factor is None:
-            return matrix
-        return (self.factor.mT @ matrix.unflatten(-2, tuple(self.factor.shape[-3:-1]))).flatten(-3, -2)
+        return matrix if self.factor is None else apply_blocks(self.factor.mT, matrix)
 
     def rows(self, v: Tensor) -> Tensor:
         """[..., N, C] as the columns this system works on: [..., NC, 1] or [..., N, C]."""
@@ -102,7 +98,7 @@ class InnerSystem:
         """J_A G⁻¹J_Bᵀ = K_AB − c·K_AS L_yᵀS⁻¹L_y K_SB; matrices in this system's representation, so is the result."""
         if self.c == 0:
             return K_AB
-        return K_AB - self.c * K_AS @ self.unweigh(solve_factored(self.chol, self.weigh(K_SB)))
+        return K_AB - K_AS @ self.unweigh(solve_factored(self.chol, self.weigh(K_SB))).mul_(self.c)
 
     def self_kernel(self) -> Tensor:
         """R = J G⁻¹Jᵀ on the points of the metric, symmetric; for M = I it is (I − S⁻¹)/c."""
@@ -136,10 +132,10 @@ class InnerSystem:
         P = self.gram.shape[-1]
         if self.decoupled:  # the outputs of a sample become columns
             b = b.unflatten(-2, (-1, self.C)).flatten(-2)
-        Kb = gram @ b
+        Kb = (b.mT @ gram).mT  # K is symmetric; few rows on the left are twice as fast as few columns on the right
         if self.c > 0:
             inner = self.unweigh(solve_factored(self.chol, self.weigh(Kb[..., :P, :])))
-            Kb = Kb - self.c * gram[..., :, :P] @ inner
+            Kb = Kb - self.c * (inner.mT @ gram[..., :P, :]).mT
         return Kb.unflatten(-1, (self.C, -1)).flatten(-3, -2) if self.decoupled else Kb
 
     def diagonal_blocks(self, gram: Tensor) -> Tensor:
@@ -187,6 +183,16 @@ def _column_grams(matrix: Tensor, p: int) -> Tensor:
     """X_iᵀX_i [..., A, p, p] for the blocks X_i of p columns of [..., P, A·p]."""
     columns = matrix.mT.reshape(*matrix.shape[:-2], -1, p, matrix.shape[-2])
     return columns @ columns.mT
+
+
+def apply_blocks(blocks: Tensor, matrix: Tensor) -> Tensor:
+    """A block diagonal matrix, one block [q, C] per sample, times rows: [..., N, q, C] and [..., NC, R] → [..., Nq, R].
+
+    >>> apply_blocks(torch.tensor([[[1.0, 1.0]], [[2.0, 0.0]]]), torch.eye(4))
+    tensor([[1., 1., 0., 0.],
+            [0., 0., 2., 0.]])
+    """
+    return (blocks @ matrix.unflatten(-2, (-1, blocks.shape[-1]))).flatten(-3, -2)
 
 
 def _cholesky(system: Tensor, c: float, where: str) -> Tensor:
