@@ -23,9 +23,9 @@ def with_finding(readme: str, finding: str) -> str:
 
 def main(results: Path) -> None:
     from studies import load_results
-    from studies.paragraph import paragraph
+    from studies.paragraph import headline
 
-    finding = textwrap.fill(paragraph(load_results(results)), 140, break_on_hyphens=False)
+    finding = textwrap.fill(headline(load_results(results)), 140, break_on_hyphens=False)
     (ROOT / "docs" / "figures").mkdir(exist_ok=True)
     shutil.copy(results / "figures" / "bounds.png", ROOT / "docs" / "figures" / "bounds.png")
     readme = ROOT / "README.md"

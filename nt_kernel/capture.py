@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nt_kernel.errors import NumericalError
+
 _OBSERVING: ContextVar[bool] = ContextVar("nt_kernel_observing", default=False)
 
 
@@ -75,7 +77,9 @@ def batch_size(x) -> int:
     """
     sizes = {t.shape[0] if t.dim() else None for t in as_inputs(x) if isinstance(t, Tensor)}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
-        raise ValueError(f"x must hold tensors with one common first dimension N >= 1 (samples), got {sorted(map(str, sizes))}")
+        raise ValueError(
+            f"x must hold tensors with one common first dimension N >= 1 (samples), got {sorted(map(str, sizes))}"
+        )
     return sizes.pop()
 
 
@@ -94,8 +98,26 @@ def flatten_outputs(y, N: int, output: Callable | None = None) -> Tensor:
     if not isinstance(y, Tensor):
         raise TypeError(f"the model returned {type(y).__name__}, not a tensor; pass output=callable that selects one")
     if y.dim() == 0 or y.shape[0] != N:
-        raise ValueError(f"the model returned shape {tuple(y.shape)} for {N} samples; the first dimension must be the samples")
+        raise ValueError(
+            f"the model returned shape {tuple(y.shape)} for {N} samples; the first dimension must be the samples"
+        )
     return y.reshape(N, -1)
+
+
+def check_finite(x, y: Tensor) -> None:
+    """Raise where the outputs y [N, C] are NaN or infinite: ValueError when x is to blame, else NumericalError."""
+    if bool(y.isfinite().all()):
+        return
+    for t in as_inputs(x):
+        if isinstance(t, Tensor) and not bool(t.isfinite().all()):
+            rows = (~t.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"x must be finite; it holds NaN or inf in {len(rows)} of {len(t)} samples, first in sample {rows[0]}"
+            )
+    sample = int((~y.isfinite()).any(1).nonzero()[0])
+    raise NumericalError(
+        f"the model's output is not finite at sample {sample} (did training diverge?)", where="forward"
+    )
 
 
 def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: dict[str, Tensor], x) -> Observation:

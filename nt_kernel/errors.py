@@ -12,6 +12,4 @@ class NumericalError(RuntimeError):
 
     def __init__(self, message: str, *, where: str = "", value: float | None = None):
         self.where, self.value = where, value
-        super().__init__(
-            (f"{where}: " if where else "") + message + (f" ({value:.3g})" if value is not None else "")
-        )
+        super().__init__((f"{where}: " if where else "") + message + (f" ({value:.3g})" if value is not None else ""))

@@ -52,7 +52,7 @@ class Factor:
 
         ``mass`` (μ, the entries of D): a number, or a dict by parameter or layer name.
         """
-        other, mass = other or self, self._mass(mass)
+        other, mass = other or self, self.resolved_mass(mass)
         return _total(a.gram(b, mass) for a, b in zip(self.parts, other.parts, strict=True))
 
     @property
@@ -62,11 +62,11 @@ class Factor:
 
     def sample_gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
         """A [..., N, N'] of a factor that decouples."""
-        return self.parts[0].sample_gram((other or self).parts[0], self._mass(mass))
+        return self.parts[0].sample_gram((other or self).parts[0], self.resolved_mass(mass))
 
     def block_gram(self, mass: Mass = 1.0) -> Tensor:
         """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
-        mass = self._mass(mass)
+        mass = self.resolved_mass(mass)
         return _total(part.block_gram(mass) for part in self.parts)
 
     def block_norms(self) -> Tensor:
@@ -83,7 +83,9 @@ class Factor:
                 raise ValueError(f"layer {self.name!r} has no parameter {name!r}; it has {', '.join(self.shapes)}")
             shape = tuple(self.shapes[name])
             if tuple(u.shape[u.dim() - len(shape) :]) != shape:
-                raise ValueError(f"tangent of {name!r} has shape {tuple(u.shape)}, expected [..., {', '.join(map(str, shape))}]")
+                raise ValueError(
+                    f"tangent of {name!r} has shape {tuple(u.shape)}, expected [..., {', '.join(map(str, shape))}]"
+                )
         return _total(part.jvp(tangent) for part in self.parts)
 
     def vjp(self, v: Tensor) -> dict[str, Tensor]:
@@ -105,9 +107,10 @@ class Factor:
         """P, the number of parameters."""
         return sum(prod(shape) for shape in self.shapes.values())
 
-    def _mass(self, mass: Mass) -> dict[str, float]:
-        if isinstance(mass, dict) and mass.keys() >= self.shapes.keys():  # already resolved, for the whole model or more
-            return mass
+    def resolved_mass(self, mass: Mass) -> dict[str, float]:
+        """{parameter: μ} of this layer, checked (``nt_kernel.mass``)."""
+        if isinstance(mass, dict) and mass.keys() >= self.shapes.keys():  # for the whole model or more
+            mass = {name: mass[name] for name in self.shapes}
         return resolve_mass(mass, {self.name: tuple(self.shapes)})
 
 

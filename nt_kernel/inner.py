@@ -14,11 +14,8 @@ from torch import Tensor
 from nt_kernel.errors import NumericalError
 from nt_kernel.linear_output import kron_identity
 from nt_kernel.output_metric import OutputMetric
-from nt_kernel.spectrum import kernel_error_scale
+from nt_kernel.spectrum import INVERTIBLE, kernel_error_scale
 from nt_kernel.triangular import solve_factored, triangular_inverse
-
-# Below this size of c·K the identity (I − S⁻¹)/c loses the digits that K − cKS⁻¹K keeps.
-_SMALL = 1e-2
 
 
 class InnerSystem:
@@ -103,7 +100,7 @@ class InnerSystem:
     def self_kernel(self) -> Tensor:
         """R = J G⁻¹Jᵀ on the points of the metric, symmetric; for M = I it is (I − S⁻¹)/c."""
         if self.c == 0:
-            return self.gram
+            return self.gram.clone()
         if self._inverts():
             R = torch.cholesky_inverse(self.chol).mul_(-1 / self.c)
             R.diagonal(dim1=-2, dim2=-1).add_(1 / self.c)
@@ -114,7 +111,7 @@ class InnerSystem:
     def _inverts(self) -> bool:
         """True where (I − S⁻¹)/c is the kernel and keeps its digits."""
         diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
-        return self.factor is None and bool((self.c * diagonal.amax(-1) >= _SMALL).all())
+        return self.factor is None and bool((self.c * diagonal.amax(-1) >= INVERTIBLE).all())
 
     def runs(self, which: slice) -> "InnerSystem":
         """Of a stacked system, the runs ``which``; nothing is factorised again."""
@@ -171,7 +168,7 @@ class InnerSystem:
     def add_to(self, total: Tensor | None, matrix: Tensor) -> Tensor:
         """``total + expand(matrix)``, in place where there is a total (of this method's making) already."""
         if total is None:
-            return self.expand(matrix) if self.decoupled else matrix.clone()
+            return self.expand(matrix)
         if not self.decoupled:
             return total.add_(matrix)
         pairs = total.unflatten(-1, (-1, self.C)).unflatten(-3, (-1, self.C))

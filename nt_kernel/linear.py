@@ -1,6 +1,7 @@
 """The Jacobian of a linear layer as a structured operator: inputs and output sensitivities, no Jacobian formed.
 
-For z_i = W a_i + b and δ_{ic} = ∂y_{ic}/∂z_i the Jacobian is an outer product, ∂y_{ic}/∂W = δ_{ic} a_iᵀ, ∂y_{ic}/∂b = δ_{ic}, so
+For z_i = W a_i + b and δ_{ic} = ∂y_{ic}/∂z_i the Jacobian is an outer product, ∂y_{ic}/∂W = δ_{ic} a_iᵀ and
+∂y_{ic}/∂b = δ_{ic}, so
 
     (J D⁻¹Jᵀ)_{(i,c),(j,d)} = (a_i·a_j/μ_W + 1/μ_b)(δ_{ic}·δ_{jd}),
 
@@ -41,7 +42,9 @@ class LinearPart:
 
     def rows(self, n: int) -> "LinearPart":
         skip = (slice(None),) * (2 if self.tokens else 1)
-        return replace(self, inputs=self.inputs[(..., slice(n), *skip)], deltas=self.deltas[(..., slice(n), slice(None), *skip)])
+        return replace(
+            self, inputs=self.inputs[(..., slice(n), *skip)], deltas=self.deltas[(..., slice(n), slice(None), *skip)]
+        )
 
     def gram(self, other: "LinearPart", mass: dict[str, float]) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
@@ -77,6 +80,15 @@ class LinearPart:
             rows.append(torch.einsum("...csmdt,...smt->...cmd", delta, a.unflatten(-1, (M, T))))
         return torch.stack(rows, -4)
 
+    def _token_block_gram(self, mass: dict[str, float]) -> Tensor:
+        C, T, o, d = self.deltas.shape[-3], *self.deltas.shape[-2:], self.inputs.shape[-1]
+        if C * T * o * d + C * C * o * d <= T * T * (d + C * C * (o + 1)):  # the cheaper route, as in _token_gram
+            parts = zip(self._summed(), (self.weight, self.bias), strict=True)
+            return sum(J @ J.mT / mass[name] for J, name in parts if name)
+        deltas = self.deltas.flatten(-3, -2)  # [..., N, CT, o]
+        delta = (deltas @ deltas.mT).unflatten(-1, (C, T)).unflatten(-3, (C, T))
+        return torch.einsum("...csdt,...st->...cd", delta, self._input_gram(self.inputs, self.inputs, mass))
+
     def _summed(self) -> tuple[Tensor | None, Tensor | None]:
         """Σ_s δ_s ⊗ a_s [..., N, C, o·d] and Σ_s δ_s [..., N, C, o]."""
         if not self.tokens:
@@ -88,10 +100,10 @@ class LinearPart:
     def block_gram(self, mass: dict[str, float]) -> Tensor:
         """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
         if self.tokens:
-            parts = zip(self._summed(), (self.weight, self.bias), strict=True)
-            return sum(J @ J.mT / mass[name] for J, name in parts if name)
-        scale = self.inputs.square().sum(-1) / mass[self.weight] if self.weight else 0
-        scale = scale + 1 / mass[self.bias] if self.bias else scale  # [..., N]
+            return self._token_block_gram(mass)
+        squares = self.inputs.square().sum(-1)  # [..., N]
+        scale = squares / mass[self.weight] if self.weight else torch.zeros_like(squares)
+        scale = scale + 1 / mass[self.bias] if self.bias else scale
         return (self.deltas @ self.deltas.mT) * scale[..., None, None]
 
     def jvp(self, tangent: dict[str, Tensor]) -> Tensor:

@@ -31,15 +31,15 @@ def resolve_mass(mass: Mass, layers: Mapping[str, Sequence[str]]) -> dict[str, f
         for name in by_name:
             if name not in known:
                 close = difflib.get_close_matches(str(name), sorted(known), n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"mass names {name!r}, which is no layer or parameter of this model{hint}")
+                hint = f"did you mean {close[0]!r}?" if close else f"its layers are {', '.join(map(repr, layers))}"
+                raise ValueError(f"mass names {name!r}, which is no layer or parameter of this model; {hint}")
         return {p: by_name.get(p, by_name.get(layer, 1.0)) for layer, names in layers.items() for p in names}
     if isinstance(mass, str | bytes) or not isinstance(mass, Sequence | Real | torch.Tensor):
         raise TypeError(f"mass must be a number, a list with one number per layer or a dict by name, got {mass!r}")
     if isinstance(mass, torch.Tensor):
         mass = mass.tolist()
     if isinstance(mass, Real):
-        return {p: _positive(mass, "all layers") for names in layers.values() for p in names}
+        return {p: _positive(mass) for names in layers.values() for p in names}
     if len(mass) != len(layers):
         raise ValueError(f"mass has {len(mass)} entries, the model has {len(layers)} layers ({', '.join(layers)})")
     return {
@@ -47,11 +47,12 @@ def resolve_mass(mass: Mass, layers: Mapping[str, Sequence[str]]) -> dict[str, f
     }
 
 
-def _positive(value, name: str) -> float:
+def _positive(value, name: str = "") -> float:
+    of = f" of {name!r}" if name else ""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"mass of {name!r} must be one number, got {value!r}")
+        raise TypeError(f"mass{of} must be one number, got {value!r}")
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"mass of {name!r} must be positive and finite, got {float(value)!r}")
+        raise ValueError(f"mass{of} must be positive and finite, got {float(value)!r}")
     return float(value)

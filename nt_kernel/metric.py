@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from nt_kernel.factors import Factor
+from nt_kernel.factors import Factor, join_factors
 from nt_kernel.inner import InnerSystem
 from nt_kernel.mass import Mass, resolve_mass
 from nt_kernel.output_metric import OutputMetric, resolve_output_metric
@@ -35,7 +35,7 @@ def inner_system(
     An output layer under the identity metric is kept as a Gram matrix over samples (``InnerSystem``, decoupled).
     """
     own = y[..., :n, :]
-    if factor.decouples and (c == 0 or metric.factor(own[..., :1, :]) is None):
+    if factor.decouples and (c == 0 or metric.factor(own) is None):
         gram, decoupled = factor.sample_gram(mass=mass), True
     else:
         gram, decoupled = factor.gram(mass=mass).flatten(-4, -3).flatten(-2), False
@@ -69,7 +69,7 @@ class LayerMetric:
         scale: str = "mean",
     ):
         self.factor, self.n = factor, y.shape[-2]
-        self.mass = factor._mass(mass)
+        self.mass = factor.resolved_mass(mass)
         self.c = scale_factor(scale, self.n)
         self.inner, _ = inner_system(factor, self.n, self.mass, self.c, resolve_output_metric(output_metric), y)
 
@@ -79,10 +79,7 @@ class LayerMetric:
 
     def solve(self, g: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """G⁻¹g for any g by full parameter name: D⁻¹g − D⁻¹Jᵀ(c·L_yᵀS⁻¹L_y)J D⁻¹g (general Woodbury form)."""
-        scaled = {name: g[name] / self.mass[name] for name in self.factor.shapes}
-        correction = self.inner.woodbury(self.factor.jvp(scaled))
-        pulled = push_through(self.factor, correction, self.mass)
-        return {name: scaled[name] - pulled[name] for name in scaled}
+        return solve_metric(self.factor, self.inner, g, self.mass)
 
     def kernel(self, A: Factor | None = None, B: Factor | None = None) -> Tensor:
         """J_A G⁻¹J_Bᵀ [..., A, C, B, C] for the same layer seen at points A and B (default: those of the metric)."""
@@ -105,10 +102,17 @@ def push_through(factor: Factor, v: Tensor, mass: dict[str, float]) -> dict[str,
     return {name: g / mass[name] for name, g in factor.vjp(v).items()}
 
 
+def solve_metric(
+    factor: Factor, inner: InnerSystem, g: Mapping[str, Tensor], mass: dict[str, float]
+) -> dict[str, Tensor]:
+    """G⁻¹g for any g by parameter name: D⁻¹g − D⁻¹Jᵀ(c·L_yᵀS⁻¹L_y)J D⁻¹g (general Woodbury form)."""
+    scaled = {name: g[name] / mass[name] for name in factor.shapes}
+    pulled = push_through(factor, inner.woodbury(factor.jvp(scaled)), mass)
+    return {name: scaled[name] - pulled[name] for name in scaled}
+
+
 def resolve_blocks(factors: Mapping[str, Factor], blocks: str) -> dict[str, Factor]:
     """The metric blocks: one per layer, or one for all parameters (``"network"``)."""
-    from nt_kernel.factors import join_factors
-
     if blocks == "layer":
         return dict(factors)
     if blocks == "network":
@@ -124,7 +128,7 @@ def model_mass(factors: Mapping[str, Factor], mass: Mass) -> dict[str, float]:
 def rate_limit(blocks: int, n: int, c: float, metric: OutputMetric, y: Tensor) -> float:
     """The bound λ_max(H) ≤ N/(c·n·λ_min(M)), N metric blocks; inf where c = 0 or M is singular.
 
-    **Derived**: R_α = J_α G_α⁻¹J_αᵀ ⪯ (cM)⁻¹ for each block, because cM^½ R_α M^½ = I − S⁻¹-like has norm below 1.
+    **Derived**: c·L_y R_α L_yᵀ = I − S_α⁻¹ ≺ I with S_α = I + c·L_y K_α L_yᵀ ⪰ I; so c·R_α ≺ M⁻¹ where M is invertible.
 
     >>> rate_limit(3, 8, 1 / 8, resolve_output_metric("identity"), torch.zeros(8, 2))
     3.0

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
+import torch  # noqa: F401 (the examples use it)
 from torch import Tensor, nn
 
-from nt_kernel.capture import as_inputs, observe
+from nt_kernel.capture import as_inputs, check_finite, observe
 from nt_kernel.factors import Factor, factors_of
 from nt_kernel.mass import Mass
 from nt_kernel.metric import inner_system, model_mass, resolve_blocks, scale_factor
@@ -23,19 +24,23 @@ class GeneralizedNTK:
     outputs: Tensor  # y, [N, C]
     error: float  # radius around every computed eigenvalue of H that rounding can reach
 
-    @property
+    @cached_property
     def matrix(self) -> Tensor:
         """H = Σ_α H_α, [N·C, N·C], float64."""
         return sum(self.layers.values())
 
     def eigenvalues(self) -> Tensor:
         """Spectrum of H, ascending, [N·C]."""
+        return self._spectrum.clone()
+
+    @cached_property
+    def _spectrum(self) -> Tensor:
         return symmetric_eigenvalues(self.matrix)
 
     @property
     def xi(self) -> float:
         """ξ at this point: a lower bound of λ_min(H) that holds in floating point; 0.0 where it is not certified > 0."""
-        return safe_lambda_min(self.eigenvalues()[0].item(), self.error)
+        return safe_lambda_min(self._spectrum[0].item(), self.error)
 
 
 def float64_factors(model: nn.Module, x, output: Callable | None = None) -> tuple[Tensor, dict[str, Factor]]:
@@ -79,7 +84,8 @@ def generalized_ntk(
     scale: c = 1/n ("mean"), 1 ("sum"), 0 ("none": H = (1/n) J D⁻¹Jᵀ, at mass 1 the ordinary NTK over n).
     blocks: "layer" (G block diagonal over layers) or "network" (one block).
 
-    Raises ValueError for what the options or the model do not allow, NumericalError where the arithmetic fails.
+    Raises ValueError for what the options or the model do not allow (NaN or inf in x, too), NumericalError where the
+    arithmetic fails.
 
     >>> model = nn.Linear(1, 1, bias=False).double()
     >>> ntk = generalized_ntk(model, torch.tensor([[3.0]], dtype=torch.float64))
@@ -88,6 +94,7 @@ def generalized_ntk(
     """
     metric = resolve_output_metric(output_metric)
     y, factors = float64_factors(model, x, output)
+    check_finite(x, y)
     n = y.shape[0]
     c = scale_factor(scale, n)
     masses = model_mass(factors, mass)

@@ -43,8 +43,13 @@ def resolve_output_metric(metric: "str | OutputMetric | Callable") -> OutputMetr
         return NAMED[metric]
     if callable(metric):
         name = getattr(metric, "__name__", type(metric).__name__)
-        return OutputMetric(name, lambda y: psd_factor(metric(y), y), _lift_by_pinv)
+        return OutputMetric(name, lambda y: psd_factor(_each_network(metric, y), y), _lift_by_pinv)
     raise TypeError(f"output_metric must be a name or a callable y -> [N, C, C], got {metric!r}")
+
+
+def _each_network(metric: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """M [..., N, C, C] from a function of one network's outputs [N, C], called network by network."""
+    return metric(y) if y.dim() == 2 else torch.stack([_each_network(metric, one) for one in y])
 
 
 def softmax_factor(y: Tensor) -> Tensor:
@@ -67,7 +72,9 @@ def softmax_factor(y: Tensor) -> Tensor:
 def _orthogonal_rows(u: Tensor) -> Tensor:
     w = u.clone()
     w[..., 0] += 1  # u + e₁
-    reflection = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device) - w[..., :, None] * w[..., None, :] / w[..., :1, None]
+    reflection = (
+        torch.eye(u.shape[-1], dtype=u.dtype, device=u.device) - w[..., :, None] * w[..., None, :] / w[..., :1, None]
+    )
     return reflection[..., 1:, :]
 
 
@@ -80,32 +87,40 @@ def _lift_softmax(y: Tensor, factor: Tensor, r: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _lift_by_pinv(y: Tensor, factor: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    rho = (torch.linalg.pinv(factor.mT) @ r[..., None])[..., 0]
+    # Any split is exact. Dividing by a singular value σ costs ε/σ digits, leaving it to r⊥ costs ε·‖cK‖ at most with σ²
+    # in front: directions below σ = ε^¼ are left.
+    rho = (torch.linalg.pinv(factor.mT, rtol=torch.finfo(r.dtype).eps ** 0.25) @ r[..., None])[..., 0]
     return rho, r - (factor.mT @ rho[..., None])[..., 0]
 
 
 def psd_factor(matrix: Tensor, y: Tensor) -> Tensor:
     """Symmetric square root L = M^½ [..., N, C, C] of positive semidefinite blocks; the eigenvalues say by how much not.
 
-    Raises ValueError for a wrong shape, NumericalError with the smallest eigenvalue and its sample for a block that is
-    not positive semidefinite beyond rounding.
+    Raises TypeError or ValueError for anything but a tensor of that shape, NumericalError with the smallest eigenvalue
+    and its sample for a block that is not positive semidefinite beyond rounding.
 
     >>> psd_factor(torch.tensor([[[4.0, 0.0], [0.0, 0.0]]]), torch.zeros(1, 2))
     tensor([[[2., 0.], [0., 0.]]])
     """
     expected = (*y.shape, y.shape[-1])
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"the output metric must return a tensor {expected} = [N, C, C], got {type(matrix).__name__}")
     if tuple(matrix.shape) != expected:
         raise ValueError(f"the output metric returned shape {tuple(matrix.shape)}, expected {expected} = [N, C, C]")
+    eps = torch.finfo(matrix.dtype).eps if matrix.is_floating_point() else 0.0  # of the matrix as it came
+    matrix = matrix.to(y)
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    floor = -16 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps * values.abs().amax(-1)
-    below = values[..., 0] - floor
+    floor = 16 * matrix.shape[-1] * max(eps, torch.finfo(y.dtype).eps) * values.abs().amax(-1)
+    below = values[..., 0] + floor
     if bool((below < 0).any()):
         sample = int(below.flatten().argmin())
         raise NumericalError(
             f"output metric of sample {sample} is not positive semidefinite: smallest eigenvalue",
             value=values[..., 0].flatten()[sample].item(),
         )
-    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    # What cannot be told from zero is zero: the root of a rounding, 1e-8, would pass for a direction of M.
+    roots = torch.where(values > floor[..., None], values, 0).sqrt()
+    return (vectors * roots[..., None, :]) @ vectors.mT
 
 
 _IDENTITY = OutputMetric("identity", lambda y: None, lambda y, factor, r: (r, torch.zeros_like(r)))

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+# From this size of c·K on, R = (I − S⁻¹)/c is how a kernel may be formed (``nt_kernel.inner``): its rounding is that of the
+# identity, whatever the size of K. Below, K − cKS⁻¹K is used, whose rounding is that of K.
+INVERTIBLE = 1e-2
+
 
 def rounding_radius(size: int, norm: float, dtype: torch.dtype = torch.float64) -> float:
     """4·P·ε·norm: how far computed eigenvalues of a symmetric P × P matrix may be off.
@@ -18,17 +22,17 @@ def rounding_radius(size: int, norm: float, dtype: torch.dtype = torch.float64) 
 
 
 def kernel_error_scale(gram_norm: float, n: int, c: float) -> float:
-    """The size whose relative rounding error H_α = (1/n)R_α carries: (1 + c‖K‖)/(nc), or ‖K‖/n where that is smaller.
+    """The size whose relative rounding error H_α = (1/n)R_α carries: (1 + c‖K‖)/(nc), or 2‖K‖/n for small c‖K‖.
 
-    R = (I − S⁻¹)/c with S = I + cK: the inverse of a matrix of condition 1 + c‖K‖ is known to that many ε, and forming K
-    itself to ε‖K‖.
+    R = (I − S⁻¹)/c with S = I + cK: the inverse of a matrix of condition 1 + c‖K‖ is known to that many ε of 1/c. In
+    the form K − cKS⁻¹K, used for small K alone, it is known to ε‖K‖.
 
-    >>> kernel_error_scale(8.0, n=2, c=0.0), kernel_error_scale(100.0, n=2, c=0.5)
-    (4.0, 51.0)
+    >>> kernel_error_scale(8.0, n=2, c=0.0), kernel_error_scale(100.0, n=2, c=0.5), kernel_error_scale(0.1, n=2, c=0.5)
+    (4.0, 51.0, 1.05)
     """
-    if c * gram_norm < 1:
-        return 2 * gram_norm / n if c else gram_norm / n
-    return (1 + c * gram_norm) / (n * c)
+    if c == 0:
+        return gram_norm / n
+    return 2 * gram_norm / n if c * gram_norm < INVERTIBLE else (1 + c * gram_norm) / (n * c)
 
 
 def safe_lambda_min(smallest: float, radius: float) -> float:

@@ -32,13 +32,6 @@ def woodbury_direction(
     return out
 
 
-def correction(factor: Factor, inner: InnerSystem, g: Mapping[str, Tensor], mass: dict[str, float]) -> dict[str, Tensor]:
-    """G⁻¹g for any g: D⁻¹g − D⁻¹Jᵀ(c·L_yᵀS⁻¹L_y)J D⁻¹g (general Woodbury form)."""
-    scaled = {name: g[name] / mass[name] for name in factor.shapes}
-    pulled = push_through(factor, inner.woodbury(factor.jvp(scaled)), mass)
-    return {name: scaled[name] - pulled[name] for name in scaled}
-
-
 def woodbury_step(
     model: nn.Module,
     params: Mapping[str, Tensor],

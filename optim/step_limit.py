@@ -7,20 +7,27 @@ lr·λ_max(ΛHΛᵀ) < 2.
 import torch
 from torch import Tensor
 
+from nt_kernel.errors import NumericalError
+
 
 class StepTooLargeError(ValueError):
     """lr·λ_max ≥ 2: the linearised step does not contract. ``limit`` is 2/λ_max."""
 
     def __init__(self, lr: float, limit: float, where: str = ""):
-        self.lr, self.limit = lr, limit
+        self.lr, self.limit, self.where = lr, limit, where
         super().__init__(
             f"{where + ': ' if where else ''}lr = {lr:g} is too large: the step needs lr < 2/λ_max = {limit:.4g}; "
-            'lower lr, or write lr="auto" (scale "mean")'
+            f"write lr = {0.9 * limit:.1g} or less"
         )
+
+    def __reduce__(self):  # the message is not the argument: a copy from another process is made from its parts
+        return type(self), (self.lr, self.limit, self.where)
 
 
 def auto_lr(blocks: int, scale: str) -> float:
-    """lr = 1/N for N metric blocks: half of the limit 2/N that λ_max(H) ≤ N/(c·n) = N guarantees at scale "mean".
+    """lr = 1/N for N metric blocks: half of the limit 2/N that λ_max(ΛHΛᵀ) ≤ N/(c·n) = N guarantees at scale "mean".
+
+    It needs a loss of curvature ΛᵀΛ ⪯ M: squared loss with M = I, cross-entropy with its own Gauss-Newton matrix.
 
     >>> auto_lr(4, "mean")
     0.25
@@ -41,10 +48,10 @@ def check_lr(lr: float | str) -> None:
 
 
 def checked_rate(lr: float, bound: float, matrix, where: str = "") -> float:
-    """λ_max that was shown to allow ``lr``: ``bound`` where that suffices, else the largest eigenvalue of ``matrix()``.
+    """A bound on λ_max that allows ``lr``: ``bound`` where it does, else the Frobenius norm of ``matrix()``, else λ_max.
 
     ``matrix`` is a function, called only when the bound does not suffice; it returns symmetric matrices [..., P, P].
-    Raises :class:`StepTooLargeError`, naming 2/λ_max.
+    Raises :class:`StepTooLargeError`, naming 2/λ_max, where none allows it; NumericalError for kernels that are not finite.
 
     >>> checked_rate(0.1, 3.0, None)
     3.0
@@ -55,6 +62,8 @@ def checked_rate(lr: float, bound: float, matrix, where: str = "") -> float:
     if lr * bound < 2:
         return bound
     matrices = matrix()
+    if not bool(torch.isfinite(matrices).all()):
+        raise NumericalError("the kernel is not finite (did training diverge?)", where=where)
     largest = matrices.flatten(-2).norm(dim=-1).max().item()  # ‖·‖_F ≥ λ_max
     if lr * largest >= 2:
         largest = torch.linalg.eigvalsh(matrices)[..., -1].max().item()

@@ -2,19 +2,43 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nt_kernel.capture import as_inputs, flatten_outputs, observing
 from nt_kernel.factors import Factor, layer_factors
-from nt_kernel.inner import InnerSystem
+from nt_kernel.inner import InnerSystem, apply_blocks
 from nt_kernel.mass import Mass, resolve_mass
-from nt_kernel.metric import resolve_blocks, scale_factor
+from nt_kernel.metric import model_mass, resolve_blocks, scale_factor, solve_metric
 from nt_kernel.output_metric import OutputMetric, resolve_output_metric
 from nt_kernel.plan import trainable_layers
-from optim.direction import correction, inner_systems, woodbury_direction
+from optim.direction import inner_systems, woodbury_direction
 from optim.step_limit import auto_lr, check_lr, checked_rate
+
+
+@dataclass
+class _Pass:
+    """One forward pass: its inputs, and ∂h/∂y as received by its output since the last step."""
+
+    inputs: tuple
+    gradient: Tensor | None = None
+
+
+class _Recorder:
+    """The model's forward hook. It does not keep its optimizer alive, and it does nothing in a copy of the model."""
+
+    def __init__(self, optimizer: "Woodbury | None" = None):
+        self._optimizer = (lambda: None) if optimizer is None else weakref.ref(optimizer)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, out) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._record(module, args, kwargs, out)
+
+    def __reduce__(self):
+        return _Recorder, ()
 
 
 class Woodbury(torch.optim.Optimizer):
@@ -32,10 +56,12 @@ class Woodbury(torch.optim.Optimizer):
     mass: D, a number, one per layer, or a dict by layer or parameter name.
     output_metric: M, "identity", "squared", "cross_entropy", or a callable y → [N, C, C].
     scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent). blocks: "layer" or "network".
-    check_step: refuse a step with lr·λ_max(L_y H L_yᵀ) ≥ 2. At scale "mean" λ_max ≤ N, so lr < 2/N costs nothing;
-        beyond that the eigenvalues of every step are computed. It presumes a loss whose curvature is at most M.
+    check_step: refuse a step with lr·λ_max(L_y H L_yᵀ) ≥ 2, N blocks. At scale "mean" λ_max ≤ N, so lr < 2/N costs nothing;
+        beyond that the kernel of every step, [B·C, B·C], is formed and, where its norm does not settle it, its
+        eigenvalues. It presumes h = (1/B)Σℓ with ∇²_yℓ ⪯ M (½‖y − a‖² with M = I, cross-entropy with any M here). A loss
+        of curvature σ, such as ``MSELoss()`` with σ = 2/C, steps like lr·σ: write ``check_step=False`` and mind the limit.
 
-    ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the value that allowed the last step.
+    ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the bound on λ_max that allowed the last step.
 
     Raises ValueError/TypeError for bad hyperparameters, ``StepTooLargeError`` (a ValueError) naming 2/λ_max,
     ``NumericalError`` when the inner system fails.
@@ -63,7 +89,9 @@ class Woodbury(torch.optim.Optimizer):
         check_step: bool = True,
     ):
         if not isinstance(model, nn.Module):
-            raise TypeError(f"Woodbury takes the model, not its parameters (it needs the forward pass); got {type(model).__name__}")
+            raise TypeError(
+                f"Woodbury takes the model, not its parameters (it needs the forward pass); got {type(model).__name__}"
+            )
         layers = trainable_layers(model)
         if not layers:
             raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
@@ -80,22 +108,39 @@ class Woodbury(torch.optim.Optimizer):
         params = dict(model.named_parameters())
         super().__init__([params[n] for names in layers.values() for n in names], {"lr": lr})
         self.model = model
-        self._seen: list[tuple[tuple, Tensor]] = []
-        # A weak method: the model must not keep its optimizer alive.
-        record = weakref.WeakMethod(self._record)
-        self._handle = model.register_forward_hook(lambda *args: (call := record()) and call(*args), with_kwargs=True)
+        self._seen: list[_Pass] = []
+        self._handle = model.register_forward_hook(_Recorder(self), with_kwargs=True)
+        weakref.finalize(self, self._handle.remove).atexit = False
 
     def _record(self, module: nn.Module, args: tuple, kwargs: dict, out) -> None:
-        if observing() or not (isinstance(out, Tensor) and out.requires_grad):
+        if observing() or not torch.is_grad_enabled() or self._is_functional(module, out):
             return
         if kwargs:
             raise TypeError(f"Woodbury records positional inputs only; the model was called with {', '.join(kwargs)}=…")
-        inputs, seen = tuple(a.detach() if isinstance(a, Tensor) else a for a in args), self._seen
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"Woodbury needs a model that returns one tensor, its outputs; it returned {type(out).__name__}"
+            )
+        if not out.requires_grad:
+            return
+        done, seen = _Pass(tuple(a.detach() if isinstance(a, Tensor) else a for a in args)), self._seen
 
         def keep(gradient: Tensor) -> None:
-            seen.append((inputs, gradient.detach()))
+            if any(other is done for other in seen):  # a second backward through the same pass: no new samples
+                done.gradient = done.gradient + gradient.detach()
+            else:
+                done.gradient = gradient.detach()
+                seen.append(done)
 
         out.register_hook(keep)
+
+    def _is_functional(self, module: nn.Module, out) -> bool:
+        """True for a pass of which p.grad gets nothing: inside a torch.func transform, or on other parameters."""
+        # torch has no public name for "wrapped by a transform".
+        if isinstance(out, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(out):
+            return True
+        own = {id(p) for group in self.param_groups for p in group["params"]}
+        return not any(id(p) in own for p in module.parameters())
 
     def close(self) -> None:
         """Stop recording the model's forward passes (the optimizer is done)."""
@@ -119,6 +164,11 @@ class Woodbury(torch.optim.Optimizer):
         direction = self._direction(params)
         lr_of = {p: group["lr"] for group in self.param_groups for p in group["params"]}
         for name, p in params.items():
+            if p not in lr_of:
+                raise ValueError(
+                    f"parameter {name!r} became trainable after Woodbury was made; make the optimizer again"
+                )
+        for name, p in params.items():
             if p.grad is not None:
                 p.sub_(direction[name].to(p.dtype) * lr_of[p])
         self._seen.clear()
@@ -127,16 +177,16 @@ class Woodbury(torch.optim.Optimizer):
     def _direction(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         x, r = self._samples()
         y, factors = layer_factors(self.model, x)
-        masses = resolve_mass(self.mass, {layer: tuple(f.shapes) for layer, f in factors.items()})
+        masses = model_mass(factors, self.mass)
         blocks = resolve_blocks(factors, self.blocks)
         inners = inner_systems(blocks, y, masses, scale_factor(self.scale, len(y)), self.output_metric)
         if self.check_step:
-            self._check(inners, len(y))
+            self._check(inners, y)
         direction = woodbury_direction(blocks, inners, r, masses)
         for name, factor in blocks.items():
             remainder = self._remainder(factor, r, params)
             if remainder is not None:
-                for p, extra in correction(factor, inners[name], remainder, masses).items():
+                for p, extra in solve_metric(factor, inners[name], remainder, masses).items():
                     direction[p] = direction[p] + extra
         return direction
 
@@ -146,22 +196,20 @@ class Woodbury(torch.optim.Optimizer):
                 "step() found gradients but no forward pass of the model that received one since the last step or "
                 "zero_grad; the metric needs its samples: run model(x), loss.backward(), step() in this order"
             )
-        inputs = [as_inputs(args) for args, _ in self._seen]
+        inputs = [as_inputs(seen.inputs) for seen in self._seen]
         x = tuple(torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*inputs, strict=True))
-        return x, torch.cat([flatten_outputs(g, len(g)) for _, g in self._seen])
+        return x, torch.cat([flatten_outputs(seen.gradient, len(seen.gradient)) for seen in self._seen])
 
-    def _check(self, inners: dict[str, InnerSystem], n: int) -> None:
+    def _check(self, inners: dict[str, InnerSystem], y: Tensor) -> None:
         # With S = I + c·L K Lᵀ every block L R Lᵀ = (I − S⁻¹)/c ≺ I/c, singular M included.
-        c = next(iter(inners.values())).c
+        n, c = len(y), next(iter(inners.values())).c
         bound = len(inners) / (c * n) if c else float("inf")
         lr = max(float(group["lr"]) for group in self.param_groups)
 
         def weighed() -> Tensor:
-            total = 0
-            for inner in inners.values():
-                R = inner.expand(inner.self_kernel())
-                total = total + inner.weigh(inner.weigh(R).mT) / n
-            return total
+            H = sum(inner.expand(inner.self_kernel()) for inner in inners.values()) / n
+            L = self.output_metric.factor(y)  # at c = 0 the inner systems do without it
+            return H if L is None else apply_blocks(L, apply_blocks(L, H).mT)
 
         self.lambda_max = checked_rate(lr, bound, weighed)
 

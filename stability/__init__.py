@@ -11,7 +11,6 @@ _HOME = {
     "TwinResult": "stability.twins",
     "Replacement": "stability.replacement",
     "bound_ladder": "stability.bounds",
-    "check_assumptions": "stability.assumptions",
     "scalar_enclosure": "stability.enclosures",
     "ellipsoidal_enclosure": "stability.enclosures",
     "path_length": "stability.enclosures",

@@ -12,10 +12,11 @@ from torch import nn
 
 _SMOOTH = (
     nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.Mish, nn.LogSigmoid, nn.Tanhshrink, nn.Softmax, nn.LogSoftmax,
+    nn.Softsign, nn.CELU,
 )  # fmt: skip
 _KINKED = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
-    nn.Softshrink, nn.Threshold, nn.SELU, nn.CELU, nn.ELU, nn.Softsign, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.Softshrink, nn.Threshold, nn.SELU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
 )  # fmt: skip
 _AFFINE = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Sequential, nn.ModuleList)
 
@@ -51,12 +52,15 @@ def positive_rate(xi: float, structural: str) -> Assumption:
     >>> positive_rate(0.0, "").verdict, positive_rate(0.0, "rows 0 and 2 are equal").verdict
     ('undecided', 'violated')
     """
-    if xi > 0:
-        verdict, reason = "holds", "λ_min(H) stays above its rounding radius"
-    elif structural:
+    if structural:
         verdict, reason = "violated", structural
+    elif xi > 0:
+        verdict, reason = "holds", "λ_min(H) stays above its rounding radius"
     else:
-        verdict, reason = "undecided", "λ_min(H) cannot be told from 0 in this arithmetic"
+        verdict, reason = (
+            "undecided",
+            "no reason known that forces λ_min(H) = 0, but it cannot be told from 0 in this arithmetic",
+        )
     return Assumption("positive rate", "ξ = inf λ_min(H)", xi, 0.0, xi, verdict, reason, "P5, P14")
 
 
@@ -66,7 +70,15 @@ def no_kernel_drift(drift: float, disturbance: float, replaced: int) -> Assumpti
     verdict = "holds" if share <= NEGLIGIBLE else "violated"
     reason = "the proof drops (H'_S − H)r'" if verdict == "violated" else "the kernels of both twins agree on S"
     return Assumption(
-        "no kernel drift", "sup‖(H'_S − H)r'‖ / sup‖d‖", share, NEGLIGIBLE, NEGLIGIBLE - share, verdict, reason, "P8", replaced
+        "no kernel drift",
+        "sup‖(H'_S − H)r'‖ / sup‖d‖",
+        share,
+        NEGLIGIBLE,
+        NEGLIGIBLE - share,
+        verdict,
+        reason,
+        "P8",
+        replaced,
     )
 
 
@@ -75,15 +87,23 @@ def one_metric(gap: float, replaced: int) -> Assumption:
     verdict = "holds" if gap <= NEGLIGIBLE else "violated"
     reason = "G is built on each twin's own data" if verdict == "violated" else "G does not depend on the data"
     return Assumption(
-        "one metric", "max_α ‖G'^−½(G − G')G'^−½‖ at θ₀", gap, NEGLIGIBLE, NEGLIGIBLE - gap, verdict, reason, "P8", replaced
+        "one metric",
+        "max_α ‖G'^−½(G − G')G'^−½‖ at θ₀",
+        gap,
+        NEGLIGIBLE,
+        NEGLIGIBLE - gap,
+        verdict,
+        reason,
+        "P8",
+        replaced,
     )
 
 
 def step_limit(lr: float, rate: float) -> Assumption:
-    """lr·λ_max < 2 for every twin with its own H (``rate`` bounds λ_max; a larger step is refused before it is made)."""
+    """lr·λ_max < 2 for every twin with its own H; ``rate`` is a bound on λ_max, and a larger step is never made."""
     value = lr * rate
     return Assumption(
-        "step below its limit", "lr·λ_max(H), both twins", value, 2.0, 2.0 - value,
+        "step below its limit", "bound on lr·λ_max(H), both twins", value, 2.0, 2.0 - value,
         "holds" if value < 2 else "violated", f"2/λ_max is at least {2 / rate:.4g}", "Euler step of P4",
     )  # fmt: skip
 
@@ -112,11 +132,14 @@ def smooth_activations(model: nn.Module) -> Assumption:
     """
     verdict, reason, kinks = "holds", "all modules are C¹", 0
     for name, module in model.named_modules():
-        if isinstance(module, _KINKED):
+        if isinstance(module, _KINKED) or (type(module) is nn.ELU and module.alpha != 1):
             verdict, kinks = "violated", kinks + 1
             reason = f"layer {name!r} ({type(module).__name__}) is only piecewise smooth"
-        elif verdict == "holds" and not isinstance(module, _SMOOTH + _AFFINE):
-            verdict, reason = "undecided", f"the forward of {name or 'the model'!r} ({type(module).__name__}) is not known"
+        elif verdict == "holds" and type(module) not in (*_SMOOTH, *_AFFINE, nn.ELU):  # a subclass may do anything
+            verdict, reason = (
+                "undecided",
+                f"the forward of {name or 'the model'!r} ({type(module).__name__}) is not known",
+            )
     return Assumption("C¹ activations", "modules with a kink", kinks, 0.0, -float(kinks), verdict, reason, "P8")
 
 
@@ -130,7 +153,15 @@ def resolved_by_floats(null: float, measured: float, replaced: int) -> Assumptio
     else:
         verdict, reason = "violated", "rounding alone moves the outputs by a visible share of the divergence"
     return Assumption(
-        "resolved by floats", "null twin / measured sup", share, NULL_SHARE, NULL_SHARE - share, verdict, reason, "–", replaced
+        "resolved by floats",
+        "null twin / measured sup",
+        share,
+        NULL_SHARE,
+        NULL_SHARE - share,
+        verdict,
+        reason,
+        "–",
+        replaced,
     )
 
 

@@ -7,7 +7,6 @@ All of them speak of the continuous flow with squared loss ℓ = ½‖y − a‖
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 
@@ -50,6 +49,7 @@ def gronwall_step(E: Tensor, d: Tensor, xi: float, dt: float) -> Tensor:
 
     With ξ = 0 the second factor is Δt. As a convex combination of E and ‖d‖/ξ it keeps T3 ≤ T2.
 
+    >>> import torch
     >>> gronwall_step(torch.tensor(1.0), torch.tensor(2.0), xi=0.0, dt=0.5)
     tensor(2.)
     """

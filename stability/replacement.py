@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ class Replacement:
 
 def check_data(x: Tensor, targets: Tensor, replacements: Sequence[Replacement], held_out: Tensor | None) -> None:
     """Raises ValueError/TypeError for data no twin study can be run on, naming what came and what was expected."""
-    for name, value in (("x", x), ("targets", targets), *([] if held_out is None else [("held_out", held_out)])):
-        _check_tensor(name, value, x.dtype)
+    _check_tensor("x", x, None)
+    for name, value in (("targets", targets), *([] if held_out is None else [("held_out", held_out)])):
+        _check_tensor(name, value, x)
     n = len(x)
     if n < 1 or x.dim() < 2:
         raise ValueError(f"x must be [n, d, …] with n >= 1 samples, got shape {tuple(x.shape)}")
@@ -27,23 +29,27 @@ def check_data(x: Tensor, targets: Tensor, replacements: Sequence[Replacement], 
         raise ValueError(f"targets must be [n, p] = [{n}, p], got shape {tuple(targets.shape)}")
     if held_out is not None and (held_out.shape[1:] != x.shape[1:] or len(held_out) == 0):
         raise ValueError(f"held_out must be [Q, {', '.join(map(str, x.shape[1:]))}], got {tuple(held_out.shape)}")
+    if isinstance(replacements, Replacement) or not isinstance(replacements, Sequence):
+        raise TypeError(f"replacements must be a list of Replacement, got {type(replacements).__name__}")
     if not replacements:
         raise ValueError("replacements is empty: a twin study needs at least one replaced sample")
     for j, z in enumerate(replacements):
         where = f"replacements[{j}]"
-        if isinstance(z.index, bool) or not isinstance(z.index, int) or not 0 <= z.index < n:
+        if not isinstance(z, Replacement):
+            raise TypeError(f"{where} must be a Replacement(index, x, target), got {type(z).__name__}")
+        if isinstance(z.index, bool) or not isinstance(z.index, Integral) or not 0 <= z.index < n:
             raise ValueError(f"{where}.index must be an int in 0..{n - 1} (n = {n}), got {z.index!r}")
         for name, value, shape in (("x", z.x, x.shape[1:]), ("target", z.target, targets.shape[1:])):
-            _check_tensor(f"{where}.{name}", value, x.dtype)
+            _check_tensor(f"{where}.{name}", value, x)
             if value.shape != shape:
                 raise ValueError(f"{where}.{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
 
 
-def _check_tensor(name: str, value: Tensor, dtype: torch.dtype) -> None:
+def _check_tensor(name: str, value: Tensor, x: Tensor | None) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {getattr(value, 'dtype', type(value).__name__)}")
-    if value.dtype != dtype:
-        raise TypeError(f"{name} is {value.dtype}, x is {dtype}; use one dtype")
+    if x is not None and (value.dtype, value.device) != (x.dtype, x.device):
+        raise TypeError(f"{name} is {value.dtype} on {value.device}, x is {x.dtype} on {x.device}; use one of each")
     bad = (~torch.isfinite(value)).nonzero()
     if len(bad):
         raise ValueError(f"{name} holds NaN or inf, first at index {tuple(bad[0].tolist())}")
@@ -63,9 +69,7 @@ def duplicate_rows(x: Tensor) -> tuple[int, int] | None:
     return None
 
 
-def stack_twins(
-    x: Tensor, targets: Tensor, replacements: Sequence[Replacement]
-) -> tuple[Tensor, Tensor]:
+def stack_twins(x: Tensor, targets: Tensor, replacements: Sequence[Replacement]) -> tuple[Tensor, Tensor]:
     """Inputs [R, n + 1, d, …] and targets [R, n + 1, p] of the twins: rows 0…n−1 are S^(k→z'), row n the removed (x_k, a_k).
 
     The metric of a twin is built on its first n rows; row n lets its kernel be read on the original inputs of S.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nt_kernel.capture import run_model
 from nt_kernel.factors import Factor, stacked_layer_factors
-from nt_kernel.inner import InnerSystem
 from nt_kernel.mass import Mass
 from nt_kernel.metric import inner_system, model_mass, rate_limit, resolve_blocks, scale_factor
 from nt_kernel.output_metric import resolve_output_metric
@@ -38,7 +37,7 @@ class Snapshot:
     twin_columns: Tensor  # R' at x_k and at x'_k, and R'r' with r' on S (x'_k left out), [R, (n+1)p, 2p + 1]
     jacobian_norms: Tensor  # ‖J_i‖₂ of S and twins on their rows, [V, n + 1] (row n of run 0 is not used)
     probe_norms: Tensor  # ‖J_i‖₂ of the S run at the replacements z', [R]
-    rate: float  # λ_max shown to allow the step of every twin with its own metric
+    rate: float  # a bound on λ_max(H) of S and of every twin with its own metric, small enough for the step
     velocity: dict[str, Tensor]  # θ̇ = −G⁻¹∇h of all runs and probes, {name: [K, …]}
 
 
@@ -88,10 +87,12 @@ class TwinSystem:
                 p[self.V] = torch.nextafter(p[self.V], torch.full_like(p[self.V], torch.inf))
         y, factors = stacked_layer_factors(model, self.params, self.x)
         if y.shape[-1] != self.p:
-            raise ValueError(f"the model gives {y.shape[-1]} outputs, targets have {self.p}; expected targets [n, {y.shape[-1]}]")
+            raise ValueError(
+                f"the model gives {y.shape[-1]} outputs, targets have {self.p}; expected targets [n, {y.shape[-1]}]"
+            )
         self.mass = model_mass(factors, mass)
-        self.layers = {name: tuple(f.shapes) for name, f in factors.items()}
         self.block_count = len(resolve_blocks(factors, blocks))
+        self.has_identity_metric = self.metric.factor(y[:1, : self.n]) is None
 
     def snapshot(self, lr: float | None, where: str = "") -> Snapshot:
         """Everything the bounds need at the present parameters.
@@ -114,7 +115,7 @@ class TwinSystem:
             inners[name] = inner
         H = H / n
         norms = sum(f.block_gram(1.0) for f in factors.values())
-        norms = norms[torch.cat([torch.arange(V), torch.arange(self.trained, len(norms))])]
+        norms = torch.cat([norms[:V], norms[self.trained :]])
         norms = largest_block_eigenvalues(norms).clamp_min(0).sqrt()
         return Snapshot(
             outputs=torch.cat([y[:1, :n], self.on_S(y[1:V])]),

@@ -69,7 +69,7 @@ def train_twins(
     ----------
     model: its parameters are the shared initialisation; it is not changed. In eval mode if it has dropout or BatchNorm.
     x [n, d, …], targets [n, p], replacements, held_out [Q, d, …]: in the model's dtype and device.
-    lr: step size, or "auto" (1/N, scale "mean"). With ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and
+    lr: step size, or "auto" (1/N; scale "mean", M = I). With ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and
         read every lr units of time.
     mass, output_metric, scale, blocks: the metric (``nt_kernel.generalized_ntk``); scale "none" is gradient descent.
     null_twin: also train S from θ₀ moved by one ulp, to see what rounding does.
@@ -91,12 +91,21 @@ def train_twins(
         model, x, targets, replacements, held_out=held_out, mass=mass, output_metric=output_metric, scale=scale,
         blocks=blocks, null_twin=null_twin,
     )  # fmt: skip
-    step = auto_lr(system.block_count, scale) if lr == "auto" else float(lr)
+    step = _auto_lr(system, scale) if lr == "auto" else float(lr)
     gap = system.metric_gap()
     monitor = Monitor(system, step)
     with torch.no_grad():
         _run(system, monitor, steps, step, dynamics)
     return _result(model, system, monitor, x, replacements, step, gap, dynamics)
+
+
+def _auto_lr(system: TwinSystem, scale: str) -> float:
+    if not system.has_identity_metric:
+        raise ValueError(
+            f'lr="auto" rests on λ_max(H) ≤ N, which needs M = I under squared loss; with output_metric='
+            f"{system.metric.name!r} write a number"
+        )
+    return auto_lr(system.block_count, scale)
 
 
 def _run(system: TwinSystem, monitor: Monitor, steps: int, lr: float, dynamics: str) -> None:
@@ -112,10 +121,14 @@ def _run(system: TwinSystem, monitor: Monitor, steps: int, lr: float, dynamics: 
             system.advance(snapshot.velocity, lr)
 
 
-def _result(model, system: TwinSystem, monitor: Monitor, x, replacements, lr: float, gap: Tensor, dynamics: str) -> TwinResult:
+def _result(
+    model, system: TwinSystem, monitor: Monitor, x, replacements, lr: float, gap: Tensor, dynamics: str
+) -> TwinResult:
     series = {name: torch.stack(values, -1).cpu().double().numpy() for name, values in monitor.pairs.items()}
     run = {name: np.array(values) for name, values in monitor.run.items()}
     structural = _why_singular(system, x)
+    if structural:  # λ_min = 0 exactly, whatever was computed
+        run["xi"][:] = 0.0
     xi = float(run["xi"].min())
     lambda_max = float(run["lambda_max"].max())
     rate = float(run["lambda_max_twin"].max())

@@ -12,7 +12,9 @@ def small_problem(seed=0, n=4, p=2, d=3, width=5, twins=2, activation=nn.Tanh):
     """(model, x, targets, replacements, held_out) drawn from a seed, float64."""
     draw = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, generator=draw, dtype=F64)  # noqa: E731
-    model = nn.Sequential(nn.Linear(d, width), activation(), nn.Linear(width, width, bias=False), activation(), nn.Linear(width, p))
+    model = nn.Sequential(
+        nn.Linear(d, width), activation(), nn.Linear(width, width, bias=False), activation(), nn.Linear(width, p)
+    )
     model = model.to(F64)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -58,7 +60,9 @@ class DenseRun:
 
     def norms(self, x):
         """‖J_i‖₂ for every row of x, mass not involved."""
-        J = torch.cat(list(self.jacobian(x).values()), 1).reshape(len(x), -1, sum(p.numel() for p in self.params.values()))
+        J = torch.cat(list(self.jacobian(x).values()), 1).reshape(
+            len(x), -1, sum(p.numel() for p in self.params.values())
+        )
         return torch.linalg.matrix_norm(J, 2)
 
     def step(self, lr):
@@ -83,7 +87,6 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
     S = DenseRun(model, x, a, mass=mass, c=c, M=M)
     x2, a2 = twin_data(x, a, z)
     T = DenseRun(model, x2, a2, mass=mass, c=c, M=M)
-    k = slice(z.index * p, (z.index + 1) * p)
     union = torch.cat([x, z.x[None]])
     targets = torch.cat([a, z.target[None]])
     out: dict[str, list] = {}
@@ -129,7 +132,12 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
             G3 = torch.exp(-x_) * G3 + (1 - torch.exp(-x_)) / last["xi"] * last["d"]
             path = path + (e - last["e"]).norm()
             paths = paths + (e - last["e"]).reshape(n, p).norm(dim=1)
-        radii = torch.stack([torch.linalg.eigvalsh(P[i * p : (i + 1) * p, i * p : (i + 1) * p])[-1].clamp_min(0).sqrt() for i in range(n)])
+        radii = torch.stack(
+            [
+                torch.linalg.eigvalsh(P[i * p : (i + 1) * p, i * p : (i + 1) * p])[-1].clamp_min(0).sqrt()
+                for i in range(n)
+            ]
+        )
         put("T3", G3), put("T4", E), put("T5", radii.max()), put("path_l2", path), put("path_sup", paths.max())
         put("T5_others", max([radii[i] for i in range(n) if i != z.index], default=torch.tensor(0.0)))
         last = {"e": e, "H": H, "xi": eig[0], "d": d.norm()}

@@ -78,5 +78,7 @@ def test_an_exact_closed_loop_injects_nothing():
 
 
 def test_errors_and_matrices_must_match():
-    with pytest.raises(ValueError, match=r"errors must be \[T \+ 1, D\] with T closed-loop matrices; got \(3, 2\) and 1"):
+    with pytest.raises(
+        ValueError, match=r"errors must be \[T \+ 1, D\] with T closed-loop matrices; got \(3, 2\) and 1"
+    ):
         scalar_enclosure(torch.zeros(3, 2), [torch.eye(2)])

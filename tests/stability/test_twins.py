@@ -56,7 +56,7 @@ def test_every_series_equals_the_dense_study(case):
 
 
 def test_bounds_are_the_formulas_of_the_theorem():
-    model, x, a, zs, held_out = small_problem(seed=1)
+    model, x, a, zs, _ = small_problem(seed=1)
     pair = train_twins(model, x, a, zs, steps=5, mass=0.5).pairs[0]
     xi, kappa, L, mu, n = pair["xi"], pair["kappa"], pair["L"], pair["mu"], len(x)
     assert mu == 0.5
@@ -102,7 +102,9 @@ def test_the_ladder_is_ordered_and_the_enclosures_hold(seed, n, p, width, mass, 
     result = train_twins(model, x, a, zs, steps=6, lr=lr, mass=mass, scale=scale, output_metric=metric, blocks=blocks)
     for pair in result.pairs:
         assert_invariants(pair)
-        assert not any(isinstance(v, float) and np.isnan(v) for v in pair.values() if v is not pair.get("measured_heldout"))
+        assert not any(
+            isinstance(v, float) and np.isnan(v) for v in pair.values() if v is not pair.get("measured_heldout")
+        )
 
 
 def test_column_bound_and_h_obey_their_own_inequalities():
@@ -124,6 +126,10 @@ def test_replacement_equal_to_the_original_gives_exactly_zero():
 def test_one_sample_more_outputs_than_parameters_and_equal_rows_run_with_a_verdict():
     model, x, a, zs, _ = small_problem(n=1, twins=1)
     assert train_twins(model, x, a, zs, steps=3).pairs[0]["measured_others"] == 0.0
+
+    assert (
+        train_twins(model, x, a, [Replacement(np.int64(0), zs[0].x, zs[0].target)], steps=1).pairs[0]["replaced"] == 0
+    )
 
     wide = nn.Linear(2, 1).double()
     draw = torch.Generator().manual_seed(0)
@@ -192,17 +198,44 @@ def _nan(x):
 
 _, X, A, ZS, HELD = small_problem()
 BAD = [
+    ({"x": X.tolist()}, TypeError, r"x must be a floating-point tensor, got list"),
+    ({"replacements": ZS[0]}, TypeError, r"replacements must be a list of Replacement, got Replacement"),
+    (
+        {"replacements": [(0, X[0], A[0])]},
+        TypeError,
+        r"replacements\[0\] must be a Replacement\(index, x, target\), got tuple",
+    ),
+    ({"targets": A.float()}, TypeError, r"targets is torch.float32 on cpu, x is torch.float64 on cpu"),
+    (
+        {"x": X[:, :2], "replacements": [Replacement(0, X[0, :2], A[0])], "held_out": None},
+        ValueError,
+        r"the model cannot run on x of shape",
+    ),
+    (
+        {"lr": "auto", "output_metric": "cross_entropy"},
+        ValueError,
+        r"needs M = I under squared loss; with output_metric='cross_entropy'",
+    ),
+    ({"lr": "auto", "scale": "none"}, ValueError, r'needs scale="mean"; with scale=.none. write a number'),
     ({"x": _nan(X)}, ValueError, r"x holds NaN or inf, first at index \(2, 1\)"),
     ({"targets": _nan(A)}, ValueError, r"targets holds NaN or inf"),
     ({"targets": A[:3]}, ValueError, r"targets must be \[n, p\] = \[4, p\], got shape \(3, 2\)"),
-    ({"targets": A[:, :1], "replacements": [Replacement(0, X[0], A[0, :1])]}, ValueError, r"the model gives 2 outputs, targets have 1"),
+    (
+        {"targets": A[:, :1], "replacements": [Replacement(0, X[0], A[0, :1])]},
+        ValueError,
+        r"the model gives 2 outputs, targets have 1",
+    ),
     ({"held_out": HELD[:, :2]}, ValueError, r"held_out must be \[Q, 3\], got \(3, 2\)"),
     ({"replacements": []}, ValueError, r"replacements is empty"),
     ({"replacements": [Replacement(4, X[0], A[0])]}, ValueError, r"replacements\[0\].index must be an int in 0..3"),
     ({"replacements": [Replacement(-1, X[0], A[0])]}, ValueError, r"in 0..3 \(n = 4\), got -1"),
-    ({"replacements": [Replacement(0, X[0, :2], A[0])]}, ValueError, r"replacements\[0\].x has shape \(2,\), expected \(3,\)"),
+    (
+        {"replacements": [Replacement(0, X[0, :2], A[0])]},
+        ValueError,
+        r"replacements\[0\].x has shape \(2,\), expected \(3,\)",
+    ),
     ({"replacements": [Replacement(0, X[0], A[0] * float("inf"))]}, ValueError, r"replacements\[0\].target holds NaN"),
-    ({"mass": 0.0}, ValueError, r"mass of 'all layers' must be positive and finite, got 0.0"),
+    ({"mass": 0.0}, ValueError, r"mass must be positive and finite, got 0.0"),
     ({"mass": float("nan")}, ValueError, r"must be positive and finite, got nan"),
     ({"mass": [1.0, 2.0]}, ValueError, r"mass has 2 entries, the model has 3 layers"),
     ({"mass": {"4.wieght": 1.0}}, ValueError, r"did you mean '4.weight'"),
@@ -216,8 +249,12 @@ BAD = [
     ({"loss": "mse"}, ValueError, r"loss must be 'squared'"),
     ({"dynamics": "rk4"}, ValueError, r"dynamics must be 'euler' or 'flow'"),
     ({"x": X.float()}, TypeError, r"the model is torch.float64 on cpu, x is torch.float32"),
-    ({"x": (X * 10).long()}, TypeError, r"x is torch.int64"),
-    ({"model": nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double()}, ValueError, r"layer '1' \(Dropout\).*model.eval"),
+    ({"x": (X * 10).long()}, TypeError, r"the model is torch.float64 on cpu, x is torch.int64 on cpu"),
+    (
+        {"model": nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double()},
+        ValueError,
+        r"layer '1' \(Dropout\).*model.eval",
+    ),
     ({"model": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()}, ValueError, r"layer '1' \(BatchNorm1d\)"),
 ]
 
