@@ -3,27 +3,19 @@
 The names below load on first use (PEP 562), so that ``import nt_kernel`` costs nothing but itself.
 """
 
-from importlib import import_module
+from nt_kernel.house import lazy_names
 
-_HOME = {
-    "layer_factors": "factors",
-    "stacked_layer_factors": "factors",
-    "Factor": "factors",
-    "LayerMetric": "metric",
-    "generalized_ntk": "ntk",
-    "empirical_ntk": "ntk",
-    "GeneralizedNTK": "ntk",
-    "safe_lambda_min": "spectrum",
-    "NumericalError": "errors",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'nt_kernel' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "layer_factors": "nt_kernel.factors",
+        "stacked_layer_factors": "nt_kernel.factors",
+        "Factor": "nt_kernel.factors",
+        "LayerMetric": "nt_kernel.metric",
+        "generalized_ntk": "nt_kernel.ntk",
+        "empirical_ntk": "nt_kernel.ntk",
+        "GeneralizedNTK": "nt_kernel.ntk",
+        "safe_lambda_min": "nt_kernel.spectrum",
+        "NumericalError": "nt_kernel.errors",
+    },
+)

@@ -3,10 +3,8 @@
 The names below load on first use (PEP 562), so that the command line answers at once.
 """
 
-from importlib import import_module
-
 try:
-    from nt_kernel.house import check_not_shadowed
+    from nt_kernel.house import check_not_shadowed, lazy_names
 except ImportError as error:  # somebody else's nt_kernel came first
     import nt_kernel
 
@@ -19,20 +17,12 @@ except ImportError as error:  # somebody else's nt_kernel came first
 
 check_not_shadowed(__file__, ["nt_kernel", "optim", "stability"])
 
-_HOME = {
-    "Study": "config",
-    "ConfigError": "config",
-    "run_study": "runner",
-    "load_results": "store",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'studies' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__():
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Study": "studies.config",
+        "ConfigError": "studies.config",
+        "run_study": "studies.runner",
+        "load_results": "studies.store",
+    },
+)
