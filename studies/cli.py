@@ -1,7 +1,7 @@
 """The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
 
-Exit status: 0 done; 1 a numerical failure or a lost worker; 2 input that cannot be used; 130 interrupted. Every failure
-is one line on stderr.
+Exit status: 0 done; 1 a numerical failure, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted.
+Every failure is one line on stderr.
 """
 
 import argparse
@@ -89,11 +89,12 @@ def list_studies(arguments: argparse.Namespace) -> None:
 
 
 def show_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study
+    from studies.config import Study, source_text
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
     points = len(study.points())
-    print(study.to_toml())
+    changed = arguments.overrides or arguments.quick
+    print(study.to_toml() if changed else source_text(arguments.study))  # unchanged: with its author's comments
     print(f"# {points} points, {points * study.grid.replacements} twin pairs")
 
 
@@ -105,20 +106,28 @@ def run_study(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("results") / name
 
     from studies import runner
-    from studies.report import write_report
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
-    print(f"report: {write_report(out)}")
+    _write_report(out)
 
 
 def draw_report(arguments: argparse.Namespace) -> None:
     from studies import store
-    from studies.report import write_report
 
     out = arguments.out
-    if (out / "points").is_dir():  # an interrupted run may have finished points that its tables do not hold
-        store.collect(out, store.read_study(out))
-    print(f"report: {write_report(out)}")
+    with store.usable(out):
+        if (out / "points").is_dir():  # an interrupted run may have finished points that its tables do not hold
+            store.collect(out, store.read_study(out))
+    _write_report(out)
+
+
+def _write_report(out: Path) -> None:
+    from studies.report import write_report
+    from studies.store import usable
+
+    with usable(out):
+        page = write_report(out)
+    print(f"report: {page}")
 
 
 def _extend_path() -> None:

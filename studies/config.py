@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -29,9 +30,14 @@ from studies.config_text import apply_overrides, describe, flatten, nearest, to_
 SHIPPED = Path(__file__).parent
 
 # Part of every point's key: raised when a config no longer means the same numbers, so that old points are redone.
-POINT_FORMAT = 1
-# Changing these changes no number of the results: a study continues under other values of them.
-WITHOUT_EFFECT = frozenset({"title", "question", "workers", "threads"})
+POINT_FORMAT = 2
+# Changing these changes no number of the results: a study continues under other values of them. ``threads`` is not among
+# them: the number of threads decides the order of additions, and so the last digits.
+WITHOUT_EFFECT = frozenset({"title", "question", "workers"})
+# With more points than this a grid is a slip of the keyboard, and listing them alone would take minutes.
+MOST_POINTS = 100_000
+# lr = "auto" is half the limit that λ_max(H) ≤ N gives, which holds for the mean-scaled metric with M = I only.
+AUTO_LR_NEEDS = {"optimizer": ("woodbury",), "scale": ("mean",), "output_metric": ("identity", "squared")}
 
 
 class ConfigError(ValueError):
@@ -60,7 +66,7 @@ def _count_or_auto(value: Any) -> int | str:
     raise ValueError('should be a whole number, at least 1, or "auto"')
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _one_or_more = (
     BeforeValidator(lambda value: value if isinstance(value, list) else [value]),  # `n = 6` means `n = [6]`
@@ -89,6 +95,14 @@ class Grid(_Table):
     seeds: Count = 3
     replacements: Count = 4
 
+    @field_validator("seeds")
+    @classmethod
+    def _not_too_many(cls, seeds: int, info: ValidationInfo) -> int:
+        points = seeds * math.prod(len(info.data.get(name, ())) for name in ("n", "mass", "width"))
+        if points > MOST_POINTS:
+            raise ValueError(f"makes a grid of {points} points; should be {MOST_POINTS} at most")
+        return seeds
+
 
 class Data(_Table):
     """Which data set, and how many of its rows are never trained on (the same rows for every point)."""
@@ -100,7 +114,7 @@ class Data(_Table):
 class Model(_Table):
     """Fully connected: inputs - width - … - width - outputs with ``hidden`` layers of that width."""
 
-    hidden: Annotated[int, Field(ge=0)] = 2
+    hidden: Annotated[int, Field(ge=0, le=100)] = 2
     activation: Literal["tanh", "softplus", "gelu", "silu", "sigmoid", "relu"] = "tanh"
 
 
@@ -140,14 +154,24 @@ class Study(_Table):
     loss: Literal["squared"] = "squared"
     lr: Annotated[float | str, PlainValidator(_positive_or_auto)] = 0.1
     steps: Count = 200
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     dtype: Literal["float64", "float32"] = "float64"
     workers: Annotated[int | str, PlainValidator(_count_or_auto)] = "auto"
-    threads: Count = 1
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
     grid: Grid
     data: Data = Data()
     model: Model = Model()
+
+    @field_validator("lr")
+    @classmethod
+    def _auto_rests_on_a_bound(cls, lr: float | str, info: ValidationInfo) -> float | str:
+        chosen = {name: info.data.get(name, valid[0]) for name, valid in AUTO_LR_NEEDS.items()}
+        other = [f"{name}={value}" for name, value in chosen.items() if value not in AUTO_LR_NEEDS[name]]
+        if lr == "auto" and other:
+            needed = ", ".join(f"{name}={' or '.join(valid)}" for name, valid in AUTO_LR_NEEDS.items())
+            raise ValueError(f"does not go with {', '.join(other)}: it needs {needed}; write a number, such as lr=0.1")
+        return lr
 
     @classmethod
     def from_toml(cls, source: str | Path, overrides: Iterable[str] = (), *, quick: bool = False) -> "Study":
@@ -159,7 +183,7 @@ class Study(_Table):
         raw = _read(source)
         raw.pop("provenance", None)  # a results folder's config.toml is itself a study file
         reduced = raw.pop("quick", None)
-        if quick and reduced is None:
+        if quick and not isinstance(reduced, dict):
             raise ConfigError(str(source), ["--quick was asked for, but the study has no [quick] table"])
         problems = apply_overrides(raw, flatten(reduced) if quick else {}, cls)
         problems += apply_overrides(raw, overrides, cls)
@@ -199,10 +223,10 @@ class Study(_Table):
         return f"n{n}-width{width}-mass{mass:g}-seed{seed}-{digest[:12]}"
 
     def differences(self, other: "Study") -> list[str]:
-        """What makes the two studies' numbers differ, as ``key: mine, not theirs``; empty when nothing does."""
+        """What makes this study's numbers ("here") differ from the other's ("there"); empty when nothing does."""
         mine, theirs = flatten(self.to_dict()), flatten(other.to_dict())
         return [
-            f"{name} = {mine[name]!r}, not {theirs[name]!r}"
+            f"{name} is {theirs[name]!r} there, {mine[name]!r} here"
             for name in mine
             if name not in WITHOUT_EFFECT and mine[name] != theirs[name]
         ]
@@ -221,17 +245,24 @@ def shipped_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
-def _read(source: str | Path) -> dict[str, Any]:
+def source_text(source: str | Path) -> str:
+    """The text of a study file as it was written, comments and all. Raises ConfigError when there is none to read."""
     shipped = shipped_studies()
-    path = shipped.get(str(source), Path(source))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return shipped.get(str(source), Path(source)).read_text(encoding="utf-8")
     except FileNotFoundError:
         guess = nearest(str(source), shipped)
         hint = f"did you mean {guess}? " if guess else ""
         problem = f"no such study; {hint}shipped are {', '.join(shipped)}, or give the path of a TOML file"
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         problem = f"not valid TOML: {error}"
     except OSError as error:
         problem = f"cannot be read: {error.strerror}; a TOML file was expected"
     raise ConfigError(str(source), [problem])
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(source_text(source))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(source), [f"not valid TOML: {error}"]) from None

@@ -70,9 +70,13 @@ def _full_name(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _unknown(name: str, value: Any, known: Iterable[str]) -> str:
-    guess = nearest(name, known)
-    return f"unknown key {name} = {value!r}" + (f", did you mean {guess}?" if guess else "")
+def _unknown(name: str, value: Any, known: Iterable[str], tables: Iterable[str] = ()) -> str:
+    guess = nearest(name, [*known, *tables])
+    table = name.rpartition(".")[0] + "."
+    valid = [full for full in known if full.startswith(table)] or known  # inside a known table: its keys
+    return f"unknown key {name} = {value!r}, " + (
+        f"did you mean {guess}?" if guess else f"valid are {', '.join(valid)}"
+    )
 
 
 def parse_value(text: str, kind: Any = None) -> Any:
@@ -102,7 +106,7 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     value, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
-        return _unknown(path, value, list(keys(model)) + list(model.model_fields))
+        return _unknown(path, value, keys(model), model.model_fields)
     if kind == "missing":
         return f"{path} is missing"
     if kind == "too_short":

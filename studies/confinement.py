@@ -1,11 +1,7 @@
-"""Where the influence of the replaced sample goes: to its own output, to the other training outputs, to held-out
-points.
+"""Where the influence of the replaced sample goes: to its own output, to the other training outputs, to held-out points.
 
-The question: does a small mass confine it, as H → multiple of the identity suggests? Two readings, because a small
-mass also
-trains faster: the supremum over training, and the divergence when the S run first reaches a training loss that every
-run
-compared reaches.
+The question: does a small mass confine it, as H → multiple of the identity suggests? Two readings, because a small mass
+also trains faster: the supremum over training, and the divergence at a training loss that every S run compared reaches.
 """
 
 from __future__ import annotations
@@ -27,24 +23,39 @@ PLACES = {
 
 
 def equal_loss(trajectories: pd.DataFrame) -> tuple[float, pd.DataFrame]:
-    """The rows of each pair at the first step where the S run's train_loss is at or below a common level.
+    """The divergence of each pair where the training loss of its S run comes down to a common level.
 
-    The level is the smallest that every run reaches: the largest over the runs of their smallest training loss.
-    Returns (nan, no rows) for an empty frame.
+    The level is the lowest that every run reaches: the largest over the runs of their smallest training loss. Between
+    the last step above the level and the first one at or below it, the step and the divergences are interpolated,
+    linearly in log(training loss): at mass 0.01 one step may halve the loss. Returns the level and one row per pair:
+    its key, `step` (with a fraction), the columns of PLACES, and `starts_below`, true where a run is at or below the
+    level before its first step and the row is its start. (nan, no rows) for an empty frame.
 
     >>> import pandas as pd
     >>> key = {"n": 6, "width": 8, "seed": 0, "replaced": 0, "replacement": 9}
     >>> rates = {1.0: 0.9, 0.1: 0.5}
     >>> rows = [key | {"mass": m, "step": t, "train_loss": 0.5 * rates[m] ** t} for m in rates for t in range(5)]
     >>> level, at = equal_loss(pd.DataFrame(rows))
-    >>> level, dict(zip(at["mass"], at["step"]))
-    (0.328..., {0.1: 1, 1.0: 4})
+    >>> level, at.set_index("mass")["step"].to_dict()
+    (0.328..., {0.1: 0.608..., 1.0: 4.0})
     """
     if trajectories.empty:
         return float("nan"), trajectories
     level = float(trajectories.groupby(PAIR)["train_loss"].min().max())
-    below = trajectories[trajectories["train_loss"] <= level]
-    return level, below.sort_values("step").groupby(PAIR, as_index=False).first()
+    places = [place for place in PLACES if place in trajectories.columns]
+    rows = trajectories[[*PAIR, "step", "train_loss", *places]].sort_values([*PAIR, "step"])
+    before = rows.groupby(PAIR)[["step", "train_loss", *places]].shift()  # the step before, of the same pair
+    reached = rows["train_loss"] <= level
+    first = rows[reached].groupby(PAIR).head(1)
+    before = before.loc[first.index]
+    tiny = np.finfo(float).tiny  # a loss of exactly 0 has no logarithm
+    loss, loss_before = np.log(first["train_loss"].clip(lower=tiny)), np.log(before["train_loss"].clip(lower=tiny))
+    # The weight of the step at or below the level; 1 where nothing comes before it.
+    weight = ((loss_before - np.log(max(level, tiny))) / (loss_before - loss)).fillna(1.0)
+    found = first[PAIR].assign(starts_below=before["train_loss"].isna())
+    for name in ("step", *places):
+        found[name] = weight * first[name] + (1 - weight) * before[name].fillna(first[name])
+    return level, found.reset_index(drop=True)
 
 
 def by_place(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 Three independent streams come from one seed (``numpy.random.SeedSequence.spawn``): data, initialisation, replacements.
 Everything is paired: at every n, mass and width of a seed the subsets are nested, S_6 ⊂ S_12 ⊂ …, the same samples k
-are replaced by the same z', and equal widths start from the same parameters. A larger grid or more replacements
-extend these choices; they do not reshuffle them.
+are replaced by the same z', and equal widths start from the same parameters. A larger n and more replacements extend
+these choices. A smaller smallest n draws the k anew, since all of them must lie below it; S, z' and initialisation stay.
 """
 
 from dataclasses import dataclass

@@ -77,9 +77,8 @@ def fit_exponent(
     """Exponent b of `column` ~ n^b in the rows of one width and one mass.
 
     Pairs that are 0 at every n (a replacement equal to the original) have no logarithm and are left out. Of the rest
-    only those n count at which the column is finite and positive in every row: dropping the rows where a bound is
-    infinite, or ξ is 0,
-    would choose the favourable pairs.
+    only those n count at which the column is finite and positive in every row: to drop just the rows where a bound is
+    infinite, or ξ is 0, would choose the favourable pairs.
 
     Raises:
         ValueError: level outside (0, 1), or an unknown column.

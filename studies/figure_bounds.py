@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.exponents import Exponent, fit_exponent
-from studies.figure_lines import LINES, MEASURED, PER_SAMPLE, STACKED, label_lines, legend_of_kinds
+from studies.figure_lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
 from studies.figure_style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, styled
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def note_above(ax: Axes, rows: pd.DataFrame, column: str) -> Axes:
     text = f"↑ {line.label}: " + ",\n".join(said) if said else f"{line.label} not applicable"
     if infinite:
         text += f"\n(none at n = {', '.join(map(str, infinite))}: ξ = 0)"
-    ax.set_title(text, fontsize=6.5, color=line.color, loc="center")
+    ax.set_title(text, fontsize=6.5, color=ink(line.color), loc="center")
     return ax
 
 
@@ -100,7 +100,8 @@ def note_above(ax: Axes, rows: pd.DataFrame, column: str) -> Axes:
 def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, float] | None = None) -> Axes:
     """Exponents of n as points with their intervals, one row each, the numbers beside them.
 
-    Dotted lines: −1 (what a rate that does not depend on n would give), −½ (the 1/√n of T0), 0 (does not depend on n).
+    Dotted lines: −½ (T0 where ξ does not depend on n: its 1/√n), −1 (contraction of the parameters: Kozachkov, Wensing
+    & Slotine, arXiv 2201.06656), 0 (does not depend on n).
     """
     from matplotlib.ticker import MultipleLocator
 
@@ -117,7 +118,7 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
     for row, (column, fit) in enumerate(fits.items()):
         style = LINES[column].style() | {"linestyle": "", "label": ""}
         text = str(fit).removesuffix(" (no interval)") if fit.fitted else "not fitted"
-        ax.text(1.03, row, text, transform=ax.get_yaxis_transform(), fontsize=5.8, va="center")
+        ax.text(1.03, row, text, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center")
         if not fit.fitted:
             continue
         if np.isfinite(fit.low):
@@ -130,7 +131,9 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
     ax.xaxis.set_major_locator(MultipleLocator(1))
     for reference in (-1, -0.5, 0):
         ax.axvline(reference, color="0.45", linestyle=":", linewidth=0.8, zorder=0)
-    ax.text(-0.5, 1.01, "−½", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5, color="0.3")
+    for reference, name, side in ((-1, "−1", "right"), (-0.5, "−½", "left")):
+        where = {"transform": ax.get_xaxis_transform(), "ha": side, "va": "bottom"}
+        ax.text(reference, 1.01, name, **where, fontsize=6.5, color="0.3")
     ax.set_xlabel("exponent of n, 95 % interval")
     return ax
 
@@ -146,12 +149,15 @@ def exponent_limits(fits: Iterable[Exponent]) -> tuple[float, float]:
 def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
     """One column of panels per mass. Rows: the stacked norm, per sample, fitted exponents. Rows share their axis.
 
-    `summary` holds one width.
+    `summary` holds one width. The lines are named at the right-most panel of a row, and in the legend.
     """
     masses = masses_of(summary)
     panels = max(len(masses), 1)
-    figure = new_figure(max(PAGE * panels / 3, PAGE * 0.62), 8.0)
-    axes = figure.subplots(3, panels, sharey="row", squeeze=False, height_ratios=[1.25, 1, 1.05])
+    figure = new_figure(max(PAGE * panels / 3, PAGE * 0.62), 8.4)
+    # Two grids: the numbers beside the exponents would take their width from the panels above.
+    above, below = figure.subfigures(2, 1, height_ratios=[2.25, 1.15])
+    axes = above.subplots(2, panels, sharey="row", squeeze=False, height_ratios=[1.25, 1])
+    below_axes = below.subplots(1, panels, sharey=True, squeeze=False)[0]
     rows = [summary[summary["mass"] == mass] for mass in masses]
     fits = [{name: fit_exponent(these, name, draws=draws) for name in EXPONENTS} for these in rows]
     limits = exponent_limits(fit for these in fits for fit in these.values())
@@ -160,15 +166,17 @@ def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
         draw_bounds_vs_n(axes[0, column], these, STACKED)
         draw_bounds_vs_n(axes[1, column], these, [name for name in PER_SAMPLE if name != "T0"])
         note_above(axes[1, column], these, "T0")
-        draw_exponents(axes[2, column], fits[column], limits)
+        draw_exponents(below_axes[column], fits[column], limits)
+        below_axes[column].set_title(f"mass {mass:g}", fontweight="bold", pad=12)
     for row, columns in enumerate((STACKED, PER_SAMPLE[1:])):
         for ax in axes[row]:
             log_y(ax, *log_limits(summary[list(columns)].to_numpy().ravel()))
     axes[0, 0].set_ylabel(f"all training outputs, ‖e‖\n[{UNIT}]")
     axes[1, 0].set_ylabel(f"worst sample, maxᵢ |eᵢ|\n[{UNIT}]")
-    axes[2, 0].set_ylabel("fitted over all pairs")
+    seeds = summary["seed"].nunique()
+    below_axes[0].set_ylabel(f"fitted over all pairs\n({seeds} {'seed' if seeds == 1 else 'seeds'})")
     legend_of_kinds(figure, (*STACKED, *PER_SAMPLE))
     figure.draw_without_rendering()
-    for ax in axes[:2].ravel():
+    for ax in axes[:, -1]:
         label_lines(ax)
     return figure

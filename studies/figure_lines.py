@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,37 @@ KINDS = {
 }
 
 
+HUES = {"blue": 0, "green": 2, "vermilion": 3, "purple": 4, "grey": 7, "sky": 9}
+"""Place of a colour in seaborn's "colorblind" palette, a form of Okabe & Ito's."""
+
+
+@functools.cache
+def hue(name: str) -> str:
+    """
+    >>> hue("blue"), hue("black")
+    ('#0173b2', '#000000')
+    """
+    from seaborn import color_palette
+
+    return "#000000" if name == "black" else color_palette("colorblind").as_hex()[HUES[name]].lower()
+
+
+@functools.cache
+def ink(color: str) -> str:
+    """The colour dark enough for small type on white (lightness 0.33 at most).
+
+    >>> ink("#000000"), ink("#56b4e9")
+    ('#000000', '#136695')
+    """
+    from colorsys import rgb_to_hls
+
+    from matplotlib.colors import to_hex, to_rgb
+    from seaborn import set_hls_values
+
+    lightness = rgb_to_hls(*to_rgb(color))[1]
+    return to_hex(set_hls_values(color, l=min(lightness, 0.33)))
+
+
 @dataclass(frozen=True)
 class Line:
     """A column of the results as a line: short label, kind, what it is, and how it is drawn."""
@@ -41,9 +73,13 @@ class Line:
     label: str
     kind: str
     formula: str
-    color: str
+    hue: str
     dash: str
     marker: str
+
+    @property
+    def color(self) -> str:
+        return hue(self.hue)
 
     @property
     def title(self) -> str:
@@ -62,34 +98,26 @@ class Line:
         return style | ({"linewidth": 1.9, "zorder": 3} if self.kind == MEASURED else {})
 
 
-# Okabe & Ito's colours; within a kind, dash and marker tell the lines apart, so grey print loses nothing.
-BLACK, VERMILION, BLUE, SKY, GREEN, PURPLE, GREY = [
-    "#000000",
-    "#D55E00",
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#AA4499",
-    "#7F7F7F",
-]
+# Within a kind, dash and marker tell the lines apart, so grey print loses nothing.
+T3_FORMULA = "sup of Σ lr·exp(−Σ lr·ξ)‖d‖ on the recorded grid (left end points), with the rate of the moment"
 LINES = {
     line.column: line
     for line in (
-        Line("T0", "T0", PAPER, "2κ²L/(ξμ√n)", VERMILION, "-", "s"),
-        Line("T1", "T1", ASSUMING, "2hL/(ξ√n)", BLUE, "-", "^"),
-        Line("T1c", "T1c", ASSUMING, "2L·col/ξ", BLUE, "--", "v"),
-        Line("T2", "T2", ASSUMING, "sup‖d‖/ξ", SKY, "-", "D"),
-        Line("T3", "T3", ASSUMING, "sup of ∫ exp(−∫ξ)‖d‖, with the rate of the moment", SKY, "--", "p"),
-        Line("T4", "T4", POSTERIOR, "E⁺ = ‖A‖E + ‖w‖", GREEN, "-", "P"),
-        Line("T5", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w", GREEN, "--", "X"),
-        Line("T5_others", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w, i ≠ k", GREEN, "--", "X"),
-        Line("path_l2", "path", FREE, "Σ‖e(t+1) − e(t)‖", PURPLE, "-.", "h"),
-        Line("path_sup", "path", FREE, "maxᵢ Σ|eᵢ(t+1) − eᵢ(t)|", PURPLE, "-.", "h"),
-        Line("measured_l2", "measured", MEASURED, "sup over training of ‖e‖", BLACK, "-", "o"),
-        Line("measured_sup", "measured", MEASURED, "sup over training of maxᵢ |eᵢ|", BLACK, "-", "o"),
-        Line("measured_others", "measured", MEASURED, "sup over training of |eᵢ|, i ≠ k", BLACK, "-", "o"),
-        Line("vacuity_floor", "2L√n", TRIVIAL, "2L√n", GREY, ":", ""),
-        Line("trivial_sup", "2L", TRIVIAL, "2L", GREY, ":", ""),
+        Line("T0", "T0", PAPER, "2κ²L/(ξμ√n)", "vermilion", "-", "s"),
+        Line("T1", "T1", ASSUMING, "2hL/(ξ√n)", "blue", "-", "^"),
+        Line("T1c", "T1c", ASSUMING, "2L·col/ξ", "blue", "--", "v"),
+        Line("T2", "T2", ASSUMING, "sup‖d‖/ξ", "sky", "-", "D"),
+        Line("T3", "T3", ASSUMING, T3_FORMULA, "sky", "--", "p"),
+        Line("T4", "T4", POSTERIOR, "E⁺ = ‖A‖E + ‖w‖", "green", "-", "P"),
+        Line("T5", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w", "green", "--", "X"),
+        Line("T5_others", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w, i ≠ k", "green", "--", "X"),
+        Line("path_l2", "path", FREE, "Σ‖e(t+1) − e(t)‖", "purple", "-.", "h"),
+        Line("path_sup", "path", FREE, "maxᵢ Σ|eᵢ(t+1) − eᵢ(t)|", "purple", "-.", "h"),
+        Line("measured_l2", "measured", MEASURED, "sup over training of ‖e‖", "black", "-", "o"),
+        Line("measured_sup", "measured", MEASURED, "sup over training of maxᵢ |eᵢ|", "black", "-", "o"),
+        Line("measured_others", "measured", MEASURED, "sup over training of |eᵢ|, i ≠ k", "black", "-", "o"),
+        Line("vacuity_floor", "2L√n", TRIVIAL, "2L√n", "grey", ":", ""),
+        Line("trivial_sup", "2L", TRIVIAL, "2L", "grey", ":", ""),
     )
 }
 # What may stand in one panel: bounds on the stacked norm ‖e‖, and bounds on every single sample.
@@ -140,7 +168,7 @@ def label_ends(ax: Axes, ends: Iterable[tuple[float, float, str, str]], size: fl
         return
     to_axes = ax.transData + ax.transAxes.inverted()
     points = np.array([to_axes.transform((x, y)) for x, y, _, _ in ends])  # [labels, 2]
-    height = ax.get_position().height * ax.get_figure().get_figheight() * 72  # points
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi  # points
     last = points[:, 0].max()
     for x in np.unique(points[:, 0]):
         group = np.flatnonzero(points[:, 0] == x)
@@ -150,9 +178,8 @@ def label_ends(ax: Axes, ends: Iterable[tuple[float, float, str, str]], size: fl
             _, _, text, color = ends[i]
             leader = [x, edge, text_at], [points[i, 1], points[i, 1], place]
             ax.plot(*leader, transform=ax.transAxes, color=color, linewidth=0.5, alpha=0.6, clip_on=False, zorder=1)
-            written = ax.text(
-                text_at + 0.015, place, text, transform=ax.transAxes, color=color, fontsize=size, va="center_baseline"
-            )
+            look = {"color": ink(color), "fontsize": size, "va": "center_baseline"}
+            written = ax.text(text_at + 0.015, place, text, transform=ax.transAxes, **look)
             if x < last:
                 written.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85})
 

@@ -1,8 +1,7 @@
 """One look for all figures: column widths, fonts, axes, colours that survive grey print, saving.
 
-Nothing global is changed: every drawing function runs inside `matplotlib.rc_context`, figures are `Figure` objects
-without
-pyplot, and files carry no date, so a redraw of the same numbers gives the same bytes.
+Nothing global is changed: every drawing function runs inside `matplotlib.rc_context`, figures are `Figure` objects that
+pyplot does not know, and files carry no date, so a redraw of the same numbers gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,12 @@ COLUMN = 3.37
 """Width of one column of a two-column page, inches."""
 PAGE = 6.97
 """Width of both columns, inches."""
+RESOLUTION = 200
+"""Pixels per inch of the .png."""
 UNIT = "network-output units"
 """Targets are one-hot: 1 is the distance from 0 to the target coordinate."""
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 STYLE = {
     "font.size": 7.5,
@@ -50,31 +53,37 @@ STYLE = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "savefig.dpi": 200,
     "svg.fonttype": "path",
     "svg.hashsalt": "contraction-stability",
     "pdf.fonttype": 42,
 }
 
-# For lines that stand for n, or for mass: order by darkness, so that grey print keeps the order.
-SERIES = (
-    ("#88CCEE", "-", "o"),
-    ("#44AA99", "--", "s"),
-    ("#AA4499", "-.", "^"),
-    ("#332288", "-", "D"),
-    ("#000000", "--", "v"),
-)
+SERIES = (("-", "o"), ("--", "s"), ("-.", "^"), ("-", "D"), ("--", "v"), ("-.", "P"))
+"""Dash and marker of lines that stand for n, or for mass."""
+
+
+@functools.cache
+def series_colors(count: int) -> tuple[str, ...]:
+    """`count` colours from light to dark (seaborn's "crest"): grey print keeps the order.
+
+    >>> [len(series_colors(count)) for count in (1, 3, 8)]
+    [1, 3, 8]
+    """
+    from matplotlib.colors import to_hex
+    from seaborn import color_palette
+
+    shades = color_palette("crest", as_cmap=True)(np.linspace(0.1, 1.0, max(count, 2)))
+    return tuple(to_hex(shade) for shade in shades[-count:])
 
 
 def series_style(position: int, count: int) -> dict:
     """Colour, dash and marker of line `position` of `count`; the last one is always dark.
 
-    >>> series_style(2, 3)["color"]
-    '#332288'
+    >>> series_style(2, 3)["linestyle"], series_style(2, 3)["marker"]
+    ('-.', '^')
     """
-    chosen = SERIES[1:4] if count == 3 else SERIES[3:4] if count == 1 else SERIES
-    color, dash, marker = chosen[position % len(chosen)]
+    dash, marker = SERIES[position % len(SERIES)]
+    color = series_colors(count)[position]
     return {"color": color, "linestyle": dash, "marker": marker, "markeredgecolor": "white"}
 
 
@@ -97,7 +106,7 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -105,16 +114,26 @@ def new_figure(width: float, height: float) -> Figure:
 @styled
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write `path` as .svg, .pdf and .png, each whole or not at all, without dates: same figure, same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     from studies.store import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout stands: every further run of it costs as much as the drawing
-    metadata = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    # The canvases are asked directly: `Figure.savefig` draws everything twice.
+    writers = {
+        "svg": lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None}),
+        "pdf": lambda file: FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None}),
+        "png": lambda file: FigureCanvasAgg(figure).print_png(file, metadata={"Software": None}),
+    }
     paths = []
-    for kind, facts in metadata.items():
+    for kind, write in writers.items():
+        figure.set_dpi(RESOLUTION)  # vector formats leave it at 72
         paths.append(path.with_name(f"{path.name}.{kind}"))
-        write_whole(paths[-1], lambda file, kind=kind, facts=facts: figure.savefig(file, format=kind, metadata=facts))
+        write_whole(paths[-1], write)
     return paths
 
 
@@ -138,16 +157,24 @@ def only_ticks(axis, values: Sequence[float]) -> None:
 
 @styled
 def log_y(ax: Axes, low: float, high: float) -> None:
-    """Logarithmic y axis from `low` to `high`: decades, or 1-2-5 steps as plain numbers where it spans less than
-    two."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullLocator
+    """Logarithmic y axis from `low` to `high`: decades, or 1-2-5 steps where it spans less than two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ax.set_yscale("log")
     ax.set_ylim(low, high)
-    short = high / low < 100
+    short, plain = high / low < 100, low > 1e-3 and high < 1e4
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=9))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}") if short else LogFormatterMathtext())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if short or plain else decade(value)))
+
+
+def decade(value: float) -> str:
+    """A power of ten as plain text: TeX would be parsed again for every tick of every draw.
+
+    >>> decade(1e5), decade(0.01)
+    ('10⁵', '10⁻²')
+    """
+    return "10" + str(round(np.log10(value)) if value > 0 else 0).translate(SUPERSCRIPT)
 
 
 def log_limits(values: Iterable[float], pad: float = 0.06) -> tuple[float, float]:
@@ -184,5 +211,5 @@ def number(value: float) -> str:
         text = f"{rounded:,.0f}".replace(",", "\u202f") if rounded >= 1000 else f"{rounded:g}"
     else:
         mantissa, power = f"{size:.1e}".split("e")
-        text = f"{float(mantissa):g}·10" + str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        text = f"{float(mantissa):g}·10" + str(int(power)).translate(SUPERSCRIPT)
     return ("−" if value < 0 else "") + text

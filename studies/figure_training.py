@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figure_bounds import masses_of
-from studies.figure_lines import BLUE, LINES, MEASURED, VERMILION, drawn_lines, label_lines, legend_of_kinds
+from studies.figure_lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
 from studies.figure_style import PAGE, UNIT, log_limits, log_y, new_figure, styled
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def training_figure(trajectories: pd.DataFrame, summary: pd.DataFrame, n: int | 
     axes[1, 0].set_ylabel(f"worst sample, maxᵢ |eᵢ|\n[{UNIT}]")
     legend_of_kinds(figure, (*STACKED_PATHS, *SAMPLE_PATHS, "vacuity_floor", "trivial_sup"))
     figure.draw_without_rendering()
-    for ax in axes.ravel():
+    for ax in axes[:, -1]:
         label_lines(ax)
     return figure
 
@@ -95,8 +95,7 @@ def draw_spectrum(ax: Axes, spectra: pd.DataFrame, xi: float) -> Axes:
     """Quantiles of the eigenvalues of H against the step, medians over the seeds of one (n, mass), and ξ as a line.
 
     Bands: all eigenvalues, the middle 90 %, the middle 50 %; the line is the median eigenvalue. Values that are not
-    positive
-    (rounding around 0) have no place on the axis.
+    positive (rounding around 0) have no place on the axis.
     """
     values = spectra.groupby(["step", "quantile"])["eigenvalue"].median().unstack()  # [steps, quantiles]
     values = values.where(values > 0)
@@ -108,12 +107,12 @@ def draw_spectrum(ax: Axes, spectra: pd.DataFrame, xi: float) -> Axes:
             ax.plot(
                 values.index,
                 values[quantile],
-                color="black" if quantile == 0.5 else BLUE,
+                color="black" if quantile == 0.5 else hue("blue"),
                 linestyle=dash,
                 linewidth=1.0,
             )
     if xi > 0:
-        ax.axhline(xi, color=VERMILION, linestyle=":", linewidth=1.3)
+        ax.axhline(xi, color=hue("vermilion"), linestyle=":", linewidth=1.3)
     else:
         ax.text(
             0.5, 0.04, "ξ = 0: not above rounding", transform=ax.transAxes, ha="center", fontsize=6.5, style="italic"
@@ -132,7 +131,7 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     ns = sorted({int(summary["n"].min()), int(summary["n"].max())})
     masses = masses_of(summary)
     figure = new_figure(max(PAGE * len(masses) / 3, PAGE * 0.62), 1.0 + 2.1 * len(ns))
-    axes = figure.subplots(len(ns), len(masses), sharex=True, sharey=True, squeeze=False)
+    axes = figure.subplots(len(ns), len(masses), sharex=True, sharey="row", squeeze=False)
     for row, n in enumerate(ns):
         for column, mass in enumerate(masses):
             ax = axes[row, column]
@@ -145,15 +144,17 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         axes[row, 0].set_ylabel("eigenvalues of H")
     for ax in axes[-1]:
         ax.set_xlabel(step_label(summary))
-    # Rounding noise around 0 is no eigenvalue: 1e-14 of the largest is the least that float64 tells from 0.
-    positive = spectra.loc[spectra["eigenvalue"] > 1e-14 * spectra["eigenvalue"].max(), "eigenvalue"]
-    for ax in axes.ravel():
-        log_y(ax, *log_limits([*positive, *summary["xi"]]))
+    for row, n in zip(axes, ns, strict=True):
+        drawn = spectra.loc[spectra["n"] == n, "eigenvalue"]
+        # Rounding noise around 0 is no eigenvalue: 1e-14 of the largest is the least that float64 tells from 0.
+        positive = drawn[drawn > 1e-14 * drawn.max()]
+        for ax in row:
+            log_y(ax, *log_limits([*positive, *summary.loc[summary["n"] == n, "xi"]]))
     handles = [
-        Line2D([], [], color=BLUE, linestyle="-.", linewidth=1.0),
+        Line2D([], [], color=hue("blue"), linestyle="-.", linewidth=1.0),
         Line2D([], [], color="black", linewidth=1.0),
-        Line2D([], [], color=BLUE, linestyle="--", linewidth=1.0),
-        Line2D([], [], color=VERMILION, linestyle=":", linewidth=1.3),
+        Line2D([], [], color=hue("blue"), linestyle="--", linewidth=1.0),
+        Line2D([], [], color=hue("vermilion"), linestyle=":", linewidth=1.3),
         *(Patch(color=shade) for shade in ("0.88", "0.74", "0.58")),
     ]
     names = [
@@ -165,5 +166,6 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         "middle 90 %",
         "middle 50 %",
     ]
-    figure.legend(handles, names, loc="outside lower center", ncols=4 if figure.get_figwidth() > 6 else 3)
+    across = 4 if figure.get_figwidth() > 6 else 3
+    figure.legend(handles, names, title="measured, medians over the seeds", loc="outside lower center", ncols=across)
     return figure

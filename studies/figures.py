@@ -1,8 +1,7 @@
 """The figures of a study: which there are, what each shows in words, and drawing them all into a folder.
 
 Every figure is also a function of its own, for notebooks and papers: it takes frames and returns a `Figure`, and its
-panels are
-functions that take an `Axes`.
+panels are functions that take an `Axes`.
 """
 
 from __future__ import annotations
@@ -14,11 +13,19 @@ from typing import TYPE_CHECKING
 
 from studies.confinement import equal_loss
 from studies.figure_bounds import bounds_figure, draw_bounds_vs_n, draw_exponents
-from studies.figure_confinement import confinement_figure, draw_place, draw_ratios, ratios_figure
+from studies.figure_confinement import (
+    NO_BOUND,
+    confinement_figure,
+    draw_held_out,
+    draw_place,
+    draw_ratios,
+    ratios_figure,
+)
 from studies.figure_constants import constants_figure, draw_constant
 from studies.figure_lines import KINDS, LINES
 from studies.figure_style import COLUMN, PAGE, STYLE, new_figure, number, save_figure
 from studies.figure_training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
+from studies.wording import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +47,7 @@ __all__ = [
     "draw_divergence",
     "draw_exponents",
     "draw_figures",
+    "draw_held_out",
     "draw_place",
     "draw_ratios",
     "draw_spectrum",
@@ -75,7 +83,9 @@ def drawings(frames: Frames) -> list[Drawing]:
             "over the panel. A bound above the dotted trivial level says less than the triangle inequality "
             "does. T4, T5 and the path length need the trained twin. Bounds that are infinite (ξ = 0) are not "
             "drawn, and the panel says where. Bottom row: exponents b of q ~ n^b with 95 % intervals (bootstrap "
-            "over seeds, each with all its replaced samples); the dotted lines mark −1, −½ (the 1/√n of T0) and 0. "
+            f"over {plural(summary['seed'].nunique(), 'seed')}, each with all its replaced samples). Dotted lines: −½ "
+            "is what T0 has where ξ does not depend on n; −1 belongs to contraction of the parameters (Kozachkov, "
+            "Wensing & Slotine, arXiv 2201.06656); 0 is no dependence on n. "
             "Look at whether the bounds rise where the measurement falls or stays.",
             lambda: bounds_figure(summary),
         )
@@ -85,11 +95,11 @@ def drawings(frames: Frames) -> list[Drawing]:
             Drawing(
                 "training",
                 f"Divergence over training, n = {n}",
-                f"n = {n}; lines are medians over the twin pairs, bands their quartiles; the twins start together, "
-                f"so the first steps leave "
-                "the axis downwards. Top row: all training outputs, with T3 (flow, no kernel drift) and the "
-                "enclosure T4. Bottom row: the worst sample, with the enclosure T5. Where T4 or T5 runs above the "
-                "path length, contraction explains nothing that the length of the path does not.",
+                f"n = {n}; lines are medians over the twin pairs, bands their quartiles; the twins start together, so "
+                "the first steps leave the axis downwards. Top row: all training outputs, with T3 (flow, no kernel "
+                "drift, on the recorded grid) and the enclosure T4. Bottom row: the worst sample, with the enclosure "
+                "T5. Where T4 or T5 runs above the path length, contraction explains nothing that the length of the "
+                "path does not.",
                 lambda: training_figure(frames.trajectories, summary),
             )
         )
@@ -98,17 +108,19 @@ def drawings(frames: Frames) -> list[Drawing]:
             "constants",
             "The constants of the bounds",
             "All measured along the runs; median over the twin pairs, bars from the smallest to the largest. T0 = "
-            "2κ²L/(ξμ√n): look for the one that moves with n. With λ_max(H) fixed, a falling ξ is a worsening "
-            "condition number of the kernel. Each panel spans a decade at least.",
+            "2κ²L/(ξμ√n), μ the mass: look for the constant that moves with n. With λ_max(H) fixed, a falling ξ is a "
+            "worsening condition number of the kernel. The last panel is what comes of it: T0 over 2L√n, which no "
+            "divergence can exceed. Each panel spans a decade at least.",
             lambda: constants_figure(summary),
         ),
         Drawing(
             "ratios",
             f"Bound over measured by mass, n = {n}",
-            f"n = {n}; median over the twin pairs of bound/measured; the black line at 1 is the measurement. A "
-            f"curve below 1 would be a "
-            "bound that these runs break. Right: the training samples that were not replaced, where only T5 and the "
-            "trivial level speak. No bound here speaks of held-out points.",
+            f"n = {n}; medians over the twin pairs; the black line at 1 is the measurement, and a curve below it "
+            "would be a bound that these runs break. Bounds on the stack, then on single samples: at the replaced "
+            "sample k (T5 and the path length are the largest over the samples, so they bound it too) and at the "
+            "others (T5 over those alone). Last panel: the divergence at the worst held-out point over that at the "
+            f"replaced sample, bars from the smallest to the largest pair. {NO_BOUND}",
             lambda: ratios_figure(summary),
         ),
         Drawing(
@@ -152,9 +164,16 @@ def equal_loss_words(frames: Frames) -> str:
         return "Supremum over training. "
     steps = rows.groupby("mass")["step"].median().sort_index(ascending=False)
     at = ", ".join(f"{number(float(step))} at mass {mass:g}" for mass, step in steps.items())
+    below = int(rows["starts_below"].sum())
+    start = (
+        f"; {plural(below, 'pair')} start at or below it and {'is' if below == 1 else 'are'} read there"
+        if below
+        else ""
+    )
     return (
-        f"Top row: supremum over training. Bottom row: at the first step where the run on S has a training loss of "
-        f"at most {number(level)}, the lowest level that every run reaches (median step {at}). "
+        f"Top row: supremum over training. Bottom row: where the training loss of the run on S comes down to "
+        f"{number(level)}, the lowest level that every run reaches, interpolated between two steps linearly in "
+        f"log(training loss) (median step {at}{start}). "
     )
 
 

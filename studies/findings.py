@@ -1,4 +1,4 @@
-"""The numbers of the report's opening paragraph, as pure functions of the frames. The words are in `paragraph.py`.
+"""The numbers that the report opens with, as pure functions of the frames. The words are in `paragraph.py`.
 
 Ratios are taken pair by pair, then summarised. A pair whose divergence is exactly 0 (a replacement equal to the
 original) has no ratio; a pair whose bound is infinite is counted, not averaged.
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SLACK = 1e-9
 """Relative slack of every comparison of floats (theory, §4)."""
+MARGIN = 0.02
+"""An enclosure this close to the path length, relatively, is neither above nor below it."""
 ASSUMING = ("T0", "T1", "T1c", "T2", "T3")
 NORM = {
     "T0": "measured_sup",
@@ -117,19 +119,37 @@ def exponents(summary: pd.DataFrame, columns: tuple[str, ...], draws: int = 2000
 
 @dataclass(frozen=True)
 class Enclosure:
-    """T5 over the path length, per sample: above 1, contraction explains nothing that the path length does not."""
+    """T5 over the path length, per sample, in three classes; T4 over the path length of the stack.
 
-    over_path: Range
-    above: int
-    medians: pd.DataFrame  # rows n, columns mass
+    Where T5 is not clearly below the path length, contraction explains nothing that the path length does not.
+    """
+
     over_measured: Range
+    over_path: Range
+    below: int
+    within: int
+    above: int
+    stacked: Range
 
 
 def enclosure(summary: pd.DataFrame) -> Enclosure:
-    values = ratio(summary, "T5", "path_sup")
-    medians = values.groupby([summary["n"], summary["mass"]]).median().unstack()
+    """The classes leave room of MARGIN on either side of 1: a difference in the third digit explains nothing.
+
+    >>> import pandas as pd
+    >>> T5 = pd.DataFrame({"T5": [0.97, 0.99, 1.02, 1.03]})
+    >>> found = enclosure(T5.assign(path_sup=1.0, measured_sup=0.9, T4=6.0, path_l2=2.0))
+    >>> (found.below, found.within, found.above), found.stacked.median
+    ((1, 2, 1), 3.0)
+    """
+    values = ratio(summary, "T5", "path_sup").dropna()
+    below, above = int((values <= 1 - MARGIN).sum()), int((values > 1 + MARGIN).sum())
     return Enclosure(
-        spread_of(values), int((values > 1 + SLACK).sum()), medians, spread_of(ratio(summary, "T5", "measured_sup"))
+        over_measured=spread_of(ratio(summary, "T5", "measured_sup")),
+        over_path=spread_of(values),
+        below=below,
+        within=len(values) - below - above,
+        above=above,
+        stacked=spread_of(ratio(summary, "T4", "path_l2")),
     )
 
 

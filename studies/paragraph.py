@@ -6,99 +6,82 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.confinement import change_with_mass, equal_loss
 from studies.exponents import Exponent, fit_exponent, signed
 from studies.figure_style import number
-from studies.findings import SLACK, Range, broken, enclosure, informative, null_twin, paper_bound, ratio, spread_of
+from studies.findings import (
+    MARGIN,
+    SLACK,
+    broken,
+    enclosure,
+    informative,
+    null_twin,
+    paper_bound,
+    ratio,
+    spread_of,
+)
+from studies.paragraph_confinement import about_confinement, confinement_clause
+from studies.wording import few, listed, mass_words, of_all, pairs, plural, span
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from studies.frames import Frames
 
-UNCHANGED = 1.25
-"""A median ratio within this factor of 1 is called unchanged, whatever its scatter."""
-HALVED = 0.5
-"""A median ratio at or below this is called confined: a fall of a few per cent confines nothing."""
 
+def headline(frames: Frames) -> str:
+    """What was run, how far the twins moved apart, and what each kind of bound says of it: one short paragraph.
 
-def paragraph(frames: Frames, draws: int = 2000) -> str:
-    """The opening paragraph of the report for the frames of one width: plain sentences, true of these numbers."""
+    `frames` holds one width. True of these numbers, whatever they are; `details` has the rest.
+    """
     summary = frames.summary
     sentences = [
         what_was_seen(summary),
-        *about_paper_bound(summary),
-        *about_exponents(summary, draws),
-        *about_ladder(summary),
-        *about_enclosure(summary),
-        *about_drift(summary),
-        *about_confinement(frames),
-        *about_held_out(summary),
-        *about_null(summary),
+        *paper_in_short(summary),
+        sharpest_in_short(summary),
+        enclosure_in_short(summary),
+        drift_in_short(summary),
+        confinement_clause(frames),
     ]
-    return " ".join(sentences)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def span(values: Range) -> str:
-    """
-    >>> span(Range(1.0, 2.0, 3.0, 5)), span(Range(2.0, 2.0, 2.0, 1))
-    ('1 to 3 (median 2)', '2')
-    """
-    low, median, high = (number(value) for value in (values.low, values.median, values.high))
-    return low if low == high else f"{low} to {high} (median {median})"
-
-
-def listed(values, joint: str = "and") -> str:
-    """
-    >>> listed([6, 12, 24]), listed([6])
-    ('6, 12 and 24', '6')
-    """
-    words = [value if isinstance(value, str) else number(float(value)) for value in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}"
-
-
-def plural(count: int, word: str) -> str:
-    """
-    >>> plural(1, "pair"), plural(3, "mass")
-    ('1 pair', '3 masses')
-    """
-    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('s') else 's'}"
-
-
-def of_all(count: int, total: int) -> str:
-    """
-    >>> of_all(0, 9), of_all(3, 9), of_all(9, 9), of_all(1, 1)
-    ('none of the 9 pairs', '3 of the 9 pairs', 'all 9 pairs', 'the one pair')
-    """
-    if total == 1:
-        return "the one pair" if count else "none of the pairs"
-    return f"all {total} pairs" if count == total else f"{count or 'none'} of the {total} pairs"
+def details(frames: Frames, draws: int = 2000) -> list[tuple[str, str]]:
+    """What the headline rests on: (lead, sentences), in the order of a reader's questions."""
+    summary = frames.summary
+    parts = {
+        "The paper's bound": about_paper_bound(summary),
+        "Exponents of n": about_exponents(summary, draws),
+        "Bounds under assumptions": about_ladder(summary),
+        "Enclosures": about_enclosure(summary),
+        "Kernel drift": about_drift(summary),
+        "Confinement": about_confinement(frames),
+        "Held-out points": about_held_out(summary),
+        "Rounding": about_null(summary),
+    }
+    return [(lead, " ".join(sentences)) for lead, sentences in parts.items() if sentences]
 
 
 def what_was_seen(summary: pd.DataFrame) -> str:
-    masses, ns = sorted(summary["mass"].unique(), reverse=True), sorted(summary["n"].unique())
-    widths, steps = sorted(summary["width"].unique()), sorted(summary["steps"].unique())
-    many = len(summary) > 1
+    one = len(summary) == 1
     return (
-        f"In {plural(len(summary), 'pair')} of networks that {'differ' if many else 'differs'} in one training "
-        f"sample (n = {listed(ns)}; mass {listed(masses)}; {plural(summary['seed'].nunique(), 'seed')}; width "
-        f"{listed(widths)}; {listed(steps)} steps) the outputs on the worst training sample moved apart by "
-        f"{span(spread_of(summary['measured_sup']))}, "
-        "where 1 is the distance from 0 to a target."
+        f"{plural(len(summary), 'pair')} of networks that {'differs' if one else 'differ'} in one training sample "
+        f"(n = {few(summary['n'])}, mass {few(summary['mass'])}, {plural(summary['seed'].nunique(), 'seed')}) "
+        f"moved apart by {span(spread_of(summary['measured_sup']))} on the worst training sample; "
+        "1 is the distance from 0 to a target."
     )
 
 
-def about_paper_bound(summary: pd.DataFrame) -> list[str]:
+def paper_in_short(summary: pd.DataFrame) -> list[str]:
     total, bound = len(summary), paper_bound(summary)
     if not bound.over_floor:
         return [
-            f"The paper's bound T0 makes no statement: ξ cannot be told from 0 in "
-            f"{of_all(bound.not_applicable, total)}."
+            "The paper's bound T0 makes no statement: "
+            f"ξ cannot be told from 0 in {of_all(bound.not_applicable, total)}."
         ]
     text = "The paper's bound T0 is "
     if bound.over_measured:
-        text += f"{span(bound.over_measured)} times that, and "
-    text += f"{span(bound.over_floor)} times the level 2L√n that the triangle inequality gives without any theory"
+        text += f"{number(bound.over_measured.median)} times that in the median and "
+    text += f"at least {number(bound.over_floor.low)} times the trivial level 2L√n"
     # T0 ≥ 2L√n is a theorem (theory, §3): below it the constants are wrong, and the sentence says so.
     if bound.over_floor.low >= 1 - SLACK:
         text += ": it says nothing about these runs."
@@ -110,6 +93,43 @@ def about_paper_bound(summary: pd.DataFrame) -> list[str]:
     if bound.broken:
         sentences.append(f"The measurement exceeds T0 in {of_all(bound.broken, total)}.")
     return sentences
+
+
+def sharpest_in_short(summary: pd.DataFrame) -> str:
+    over = spread_of(ratio(summary, "T3", "measured_l2"))
+    if not over:
+        return ""
+    return (
+        f"The sharpest bound under assumptions, T3, is {number(over.median)} times ‖e‖ in the median, "
+        f"below 2L√n in {pairs(informative(summary)['T3'], len(summary))}."
+    )
+
+
+def enclosure_in_short(summary: pd.DataFrame) -> str:
+    found = enclosure(summary)
+    if not found.over_path:
+        return ""
+    total = found.over_path.count
+    where = pairs(found.below, total)
+    text = f"The a-posteriori enclosure T5 is clearly below the theory-free path length in {where}: "
+    if found.below == total:
+        return text + "contraction explains part of what was seen."
+    return text + ("elsewhere" if found.below else "here") + " contraction explains nothing more than the path."
+
+
+def drift_in_short(summary: pd.DataFrame) -> str:
+    share = spread_of(summary["drift_share"])
+    return f"Kernel drift, which the proof drops, is {number(share.median)} of the disturbance." if share else ""
+
+
+def about_paper_bound(summary: pd.DataFrame) -> list[str]:
+    bound = paper_bound(summary)
+    if not bound.over_measured:
+        return []
+    return [
+        f"T0 is {span(bound.over_measured)} times the divergence of the worst sample and {span(bound.over_floor)} "
+        "times 2L√n, which the triangle inequality gives without any theory."
+    ]
 
 
 def about_exponents(summary: pd.DataFrame, draws: int) -> list[str]:
@@ -124,7 +144,10 @@ def about_exponents(summary: pd.DataFrame, draws: int) -> list[str]:
     stated = [
         f"{worded(fits[mass, 'T0'])} and {worded(fits[mass, 'measured_sup'])} at mass {number(mass)}" for mass in masses
     ]
-    sentences = [f"Exponents of n of T0 and of the measurement, with 95 % intervals: {'; '.join(stated)}."]
+    sentences = [
+        f"Of T0 and of the measurement, with 95 % intervals over {plural(summary['seed'].nunique(), 'seed')}: "
+        f"{'; '.join(stated)}."
+    ]
     grows = [mass for mass in masses if fits[mass, "T0"].fitted and edge(fits[mass, "T0"], "low") > 0]
     falls = [
         mass for mass in masses if fits[mass, "measured_sup"].fitted and edge(fits[mass, "measured_sup"], "high") < 0
@@ -149,20 +172,10 @@ def edge(fit: Exponent, name: str) -> float:
     return getattr(fit, name) if np.isfinite(getattr(fit, name)) else fit.slope
 
 
-def mass_words(some: list[float], every: list[float]) -> str:
-    """
-    >>> mass_words([1.0, 0.1], [1.0, 0.1]), mass_words([0.1], [1.0, 0.1])
-    ('every mass', 'mass 0.1')
-    """
-    return "every mass" if len(some) == len(every) > 1 else f"mass {listed(some)}"
-
-
 def about_ladder(summary: pd.DataFrame) -> list[str]:
     total = len(summary)
     last = spread_of(ratio(summary, "T3", "measured_l2"))
-    sentences = (
-        [f"The sharpest bound under assumptions, T3, is {span(last)} times the stacked divergence ‖e‖."] if last else []
-    )
+    sentences = [f"T3 is {span(last)} times the stacked divergence ‖e‖."] if last else []
     useful = {name: count for name, count in informative(summary).items() if count}
     if useful:
         sentences.append(
@@ -183,25 +196,25 @@ def about_ladder(summary: pd.DataFrame) -> list[str]:
 
 
 def about_enclosure(summary: pd.DataFrame) -> list[str]:
+    """T5 against the path length per sample in three classes, and T4 against that of the stack."""
     found = enclosure(summary)
     if not found.over_path:
         return []
-    total = found.over_path.count
-    head = (
-        f"The a-posteriori enclosure T5 is {span(found.over_measured)} times the divergence "
-        f"and {span(found.over_path)} times the theory-free path length"
-    )
-    if found.above == 0:
-        return [f"{head}: at or below it in {of_all(total, total)}, so contraction explains part of what was seen."]
-    if found.above == total:
-        return [
-            f"{head}: above it in {of_all(total, total)}, so here contraction explains nothing that the path length "
-            f"does not."
-        ]
-    return [
-        f"{head}: above it in {of_all(found.above, total)}, where contraction explains nothing that the path length "
-        f"does not."
+    total, near = found.over_path.count, f"{100 * MARGIN:g} %"
+    classes = [
+        (found.below, f"below it by more than {near}", ", where contraction explains part of what was seen"),
+        (found.within, f"within {near} of it", ""),
+        (found.above, f"above it by more than {near}", ", where contraction explains nothing that the path does not"),
     ]
+    counted = "; ".join(f"{where} in {of_all(count, total)}{what}" for count, where, what in classes if count)
+    sentences = [
+        f"T5 is {span(found.over_measured)} times the divergence of the worst sample "
+        f"and {span(found.over_path)} times its theory-free path length: {counted}."
+    ]
+    if found.stacked:
+        never = ", in no pair below it" if found.stacked.low >= 1 - SLACK else ""
+        sentences.append(f"T4 is {span(found.stacked)} times the path length of ‖e‖{never}.")
+    return sentences
 
 
 def about_drift(summary: pd.DataFrame) -> list[str]:
@@ -213,112 +226,27 @@ def about_drift(summary: pd.DataFrame) -> list[str]:
         if share.median > 0.1
         else "small in the median, as the paper's proof takes for granted"
     )
-    return [f"The kernel drift is {span(share)} of the disturbance d, {verdict}."]
-
-
-def about_confinement(frames: Frames) -> list[str]:
-    """Does small mass confine the influence? Pair by pair, at the largest n that both masses share, in both
-    readings."""
-    changes = change_with_mass(frames.summary)
-    if changes.empty:
-        return [
-            "With one mass the study does not say whether a small mass confines the influence of the replaced sample."
-        ]
-    n = int(changes["n"].max())
-    heavy, light = changes["heavy"].iloc[0], changes["light"].iloc[0]
-    at_n = changes[changes["n"] == n]
-    text = (
-        "Does a small mass confine the influence of the replaced sample? "
-        f"From mass {number(heavy)} to {number(light)} at n = {n} the divergence (median over the pairs) "
-        f"{changed(at_n)}"
-    )
-    level, at_level = equal_loss(frames.trajectories)
-    at_loss = change_with_mass(at_level) if len(at_level) else changes.iloc[:0]
-    at_loss = at_loss[at_loss["n"] == n]
-    if len(at_loss):
-        text += f"; at equal training loss ({number(level)}) it {changed(at_loss)}"
-    sentences = [text + ".", verdict(at_n, at_loss)]
-    others = changes[changes["place"] == "measured_others"].set_index("n")["ratio"]
-    if len(others) > 1:
-        first, last = others.iloc[0], others.iloc[-1]
-        trend = (
-            "fades as n grows" if last > first * UNCHANGED and first < 1
-            else "strengthens as n grows" if last * UNCHANGED < first
-            else "shows no clear trend in n"
-        )  # fmt: skip
-        sentences.append(
-            f"At the other training samples the factor is {number(first)} at n = {others.index[0]}: the effect "
-            f"there {trend}."
-        )
-    return sentences
-
-
-def changed(rows: pd.DataFrame) -> str:
-    """'is multiplied by 0.9 at the replaced sample, …', in the order replaced, others, held-out."""
-    ratios = rows.set_index("place")["ratio"]
-    where = {
-        "measured_replaced": "the replaced sample",
-        "measured_others": "the other training samples",
-        "measured_heldout": "held-out points",
-    }
-    return "is multiplied by " + listed(
-        [f"{number(ratios[place])} at {name}" for place, name in where.items() if place in ratios]
-    )
-
-
-def verdict(over_training: pd.DataFrame, at_loss: pd.DataFrame) -> str:
-    """Both readings in one sentence where they agree, apart where they do not."""
-    first = confined(over_training)
-    if at_loss.empty or (second := confined(at_loss)) == first:
-        return f"So {first}."
-    return f"So, over training, {first}; at equal loss {second}."
-
-
-def confined(rows: pd.DataFrame) -> str:
-    """A clause for one n. 'Confined' needs the divergence halved at the other training samples AND at held-out points.
-
-    >>> import pandas as pd
-    >>> confined(pd.DataFrame({"place": ["measured_others", "measured_heldout"], "ratio": [0.2, 1.8]}))
-    'it is confined on the training set only: on held-out points the divergence is larger'
-    """
-    ratios = rows.set_index("place")["ratio"]
-    if not {"measured_others", "measured_heldout"} <= set(ratios.index):
-        return "the study cannot say whether it is confined"
-    others, heldout = ratios["measured_others"], ratios["measured_heldout"]
-    if max(others, heldout) <= HALVED:
-        return "it is confined, on held-out points too"
-    if others <= HALVED:
-        return f"it is confined on the training set only: on held-out points the divergence is {compared(heldout)}"
-    return (
-        f"it is not confined: at the other training samples the divergence is {compared(others)}, "
-        f"on held-out points {compared(heldout)}"
-    )
-
-
-def compared(factor: float) -> str:
-    """
-    >>> [compared(factor) for factor in (0.4, 0.7, 1.1, 2.0)]
-    ['less than half', 'lower, by less than half', 'the same within a factor 1.25', 'larger']
-    """
-    if factor <= HALVED:
-        return "less than half"
-    if factor < 1 / UNCHANGED:
-        return "lower, by less than half"
-    return "larger" if factor > UNCHANGED else f"the same within a factor {UNCHANGED:g}"
+    return [f"It is {span(share)} of the disturbance d, {verdict}."]
 
 
 def about_held_out(summary: pd.DataFrame) -> list[str]:
     share = spread_of(ratio(summary, "measured_heldout", "measured_replaced"))
-    return [f"The worst held-out point moves {span(share)} times as far as the replaced sample."] if share else []
+    if not share:
+        return []
+    return [
+        f"The worst of them moves {span(share)} times as far as the replaced sample.",
+        "No bound of the theory covers held-out points.",
+    ]
 
 
 def about_null(summary: pd.DataFrame) -> list[str]:
     largest, hidden = null_twin(summary)
     if not np.isfinite(largest):
         return []
+    null = "Null twins (the same data, a start moved by one ulp) differ by"
     if not hidden:
-        return [f"Rounding alone (null twins) accounts for at most {number(largest)}, below every measured divergence."]
+        return [f"{null} at most {number(largest)}, below every measured divergence."]
     return [
-        f"Rounding alone (null twins) reaches {number(largest)}; in {of_all(hidden, len(summary))} the divergence "
-        f"is not above its null twin's and is no measurement."
+        f"{null} up to {number(largest)}; in {of_all(hidden, len(summary))} the divergence is not above its null "
+        "twin's and is no measurement."
     ]

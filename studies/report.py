@@ -65,7 +65,7 @@ def render(frames: Frames, out: Path) -> str:
 def part(frames: Frames, out: Path, *, many: bool) -> dict[str, Any]:
     """What the page says of one width."""
     from studies.figures import draw_figures
-    from studies.paragraph import paragraph
+    from studies.paragraph import details, headline
 
     width = frames.widths[0]
     suffix = f"-width{width}" if many else ""
@@ -82,7 +82,8 @@ def part(frames: Frames, out: Path, *, many: bool) -> dict[str, Any]:
         "id": suffix.lstrip("-") or "study",
         "suffix": suffix,
         "name": f"width {width}" if many else "",
-        "paragraph": paragraph(frames),
+        "headline": headline(frames),
+        "details": details(frames),
         "assumptions": assumption_table(frames.assumptions),
         "meanings": meanings(frames.assumptions),
         "figures": figures,

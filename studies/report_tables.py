@@ -12,15 +12,17 @@ from studies.exponents import Exponent
 from studies.figure_bounds import EXPONENTS, NAMES
 from studies.figure_lines import KINDS, LINES
 from studies.figure_style import number
-from studies.findings import exponents
+from studies.findings import exponents, ratio
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERDICTS = ("holds", "violated", "undecided")
 MEANING = {
-    "positive rate": "H has no eigenvalue that is 0: differences shrink in every direction of the outputs.",
-    "step below its limit": "No step amplifies a difference: lr·λ_max(H) < 2 for each twin with its own H.",
+    "positive rate": "H has no eigenvalue that is 0: "
+    "the linearised error equation of the run on S contracts in every direction.",
+    "step below its limit": "Each run's own linearised error equation is not amplified by a step: lr·λ_max(H) < 2, "
+    "shown by an upper bound of lr·λ_max(H) for each twin with its own H.",
     "gradient flow": "The run follows the continuous flow of which the theorem speaks, rather than finite steps.",
     "squared loss": "The output gradient is the residual, so the error equation is linear in it.",
     "C¹ activations": "The network has a continuous derivative along the run; ReLU has kinks.",
@@ -101,6 +103,8 @@ def meanings(assumptions: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 
 BOUND_COLUMNS = (
     "T0",
+    "T0_over_measured",
+    "T0_over_floor",
     "T1",
     "T1c",
     "T2",
@@ -116,6 +120,8 @@ BOUND_COLUMNS = (
 )
 HEADINGS = {
     "T0": ("T0", "the paper's statement, 2κ²L/(ξμ√n)"),
+    "T0_over_measured": ("T0/maxᵢ |eᵢ|", "T0 over the measurement it is stated for, pair by pair"),
+    "T0_over_floor": ("T0/(2L√n)", "T0 over the trivial level of ‖e‖, pair by pair"),
     "vacuity_floor": ("2L√n", "trivial level of ‖e‖"),
     "path_l2": ("path ‖e‖", "theory-free path length of ‖e‖"),
     "measured_l2": ("‖e‖", "measured, all training outputs"),
@@ -151,11 +157,15 @@ CONSTANT_COLUMNS = (
 def median_tables(summary: pd.DataFrame) -> list[Table]:
     """Medians over the pairs of each (n, mass): the bounds with what they bound; the constants and where the
     divergence is."""
+    over = summary.assign(
+        T0_over_measured=ratio(summary, "T0", "measured_sup"), T0_over_floor=ratio(summary, "T0", "vacuity_floor")
+    )
     return [
         medians(
-            summary,
+            over,
             BOUND_COLUMNS,
-            "Bounds and measurements, suprema over training [network-output units]; ∞ where ξ is 0.",
+            "Bounds and measurements, suprema over training [network-output units; the two ratios have no unit]; "
+            "∞ where ξ is 0.",
         ),
         medians(
             summary,
@@ -205,17 +215,19 @@ def with_note(fit: Exponent) -> str:
 
 
 def flag_list(summary: pd.DataFrame) -> list[tuple[str, int, str]]:
-    """Each flag with the number of pairs that carry it and where."""
+    """Each flag with the number of pairs that carry it and where: by mass, from heavy to light, the n.
+
+    >>> import pandas as pd
+    >>> flag_list(pd.DataFrame({"n": [6, 12, 6], "mass": [1.0, 1.0, 0.1], "flags": ["ξ = 0", "ξ = 0", ""]}))
+    [('ξ = 0', 2, 'mass 1: n = 6, 12')]
+    """
     if "flags" not in summary.columns:
         return []
     single = summary.assign(flag=summary["flags"].fillna("").str.split("; ")).explode("flag")
     single = single[single["flag"].str.strip() != ""]
     found = []
     for flag, rows in single.groupby("flag", sort=True):
-        places = [
-            f"n = {int(n)}, mass {mass:g}"
-            for n, mass in sorted(set(zip(rows["n"], rows["mass"], strict=True)), key=lambda key: (key[0], -key[1]))
-        ]
-        shown = "; ".join(places[:6]) + (f"; and {len(places) - 6} more" if len(places) > 6 else "")
-        found.append((str(flag), len(rows), shown))
+        by_mass = sorted(rows.groupby("mass")["n"], reverse=True, key=lambda group: group[0])
+        places = [f"mass {mass:g}: n = {', '.join(map(str, sorted(set(ns))))}" for mass, ns in by_mass]
+        found.append((str(flag), len(rows), "; ".join(places)))
     return found

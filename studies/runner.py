@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ def run_study(
     """Train what is not yet in the folder ``out`` and return all results; running again continues.
 
     However it ends, finished points stay and the tables hold them. Raises ValueError for input or a folder that cannot
-    be used, before anything is trained where that can be known; NumericalError after the other points are done.
+    be used, before anything is trained where that can be known. A point that fails numerically (NumericalError) or does
+    not bear the step (ValueError) is reported after the others are done; when none of the smallest n bears the step,
+    at once.
     """
-    from nt_kernel.errors import NumericalError
+    from optim import StepTooLargeError
     from studies.data import check_enough_rows
     from studies.engines import WorkerLost, run_tasks
     from studies.provenance import provenance
@@ -35,9 +37,11 @@ def run_study(
     check_device(study)
     check_enough_rows(study)
     to_do = store.open_folder(out, study, provenance(command))
-    to_do.sort(key=work, reverse=True)  # long ones first: no worker is left alone with one at the end
+    trial = [point for point in to_do if point.n == min(study.grid.n)]
+    # Long ones first: no worker is left alone with one at the end. But before them the quick ones that try the step.
+    to_do.sort(key=lambda point: (point not in trial, -work(point)))
     points = study.points()
-    kept, failures = len(points) - len(to_do), []
+    kept, failures = len(points) - len(to_do), {}
 
     def standing() -> str:
         return f"{kept} of {len(points)} points are finished and kept in {out}"
@@ -46,8 +50,10 @@ def run_study(
     try:
         with closing(outcomes), _bar(points, to_do, shown=progress) as bar:
             for point, (tables, seconds) in outcomes:
-                if isinstance(tables, NumericalError):
-                    failures.append(f"{point}: {tables}")
+                if isinstance(tables, Exception):
+                    failures[point] = tables
+                    if not kept and all(isinstance(failures.get(tried), StepTooLargeError) for tried in trial):
+                        break  # the others fare no better: λ_max hardly depends on n
                 else:
                     store.write_point(out, point, tables, {"seconds": round(seconds, 3), "threads": study.threads})
                     kept += 1
@@ -60,11 +66,43 @@ def run_study(
     finally:
         store.collect(out, study)
     if failures:
-        raise NumericalError(
-            f"{len(failures)} of {len(points)} points failed, the first at {failures[0]}; {standing()}, "
-            f"`stability report {out}` draws them"
-        )
+        left = len(points) - kept - len(failures)
+        ending = f"; {left} points were not tried" * bool(left) + f"; {standing()}"
+        raise _failure(study, failures, ending + f", `stability report {out}` draws them" * bool(kept))
     return store.load_results(out)
+
+
+def _failure(study: Study, failures: Mapping[Point, Exception], ending: str) -> Exception:
+    """One error for all points that failed: ValueError where a step was too large, else NumericalError."""
+    from nt_kernel.errors import NumericalError
+    from optim import StepTooLargeError
+
+    in_order = {point: failures[point] for point in study.points() if point in failures}
+    too_large = {point: error for point, error in in_order.items() if isinstance(error, StepTooLargeError)}
+    others = [f"{point}: {error}" for point, error in in_order.items() if point not in too_large]
+    of, parts = len(study.points()), []
+    if too_large:
+        point, error = next(iter(too_large.items()))
+        strictest = min(error.limit for error in too_large.values())
+        parts.append(
+            f"lr = {error.lr:g} is too large at {len(too_large)} of {of} points, the first {point}: "
+            f"{error.where or 'the step'} needs lr < 2/λ_max = {error.limit:.4g}"
+            + f", the strictest of them lr < {strictest:.4g}" * (strictest < error.limit)
+            + f"; write lr = {round_down(0.9 * strictest):g} or less" * (strictest > 0)
+        )
+    if others:
+        parts.append(f"{len(others)} of {of} points failed, the first at {others[0]}")
+    return (ValueError if too_large else NumericalError)("; ".join(parts) + ending)
+
+
+def round_down(value: float) -> float:
+    """The first digit of a positive number.
+
+    >>> round_down(0.0567), round_down(1.99)
+    (0.05, 1.0)
+    """
+    digit, exponent = f"{value:.15e}".split("e")
+    return float(f"{digit[0]}e{exponent}")
 
 
 def run_point(study: Study, point: Point) -> dict[str, "pd.DataFrame"]:
@@ -96,18 +134,32 @@ def run_point(study: Study, point: Point) -> dict[str, "pd.DataFrame"]:
 
 
 def _attempt(study: Study, point: Point):
-    """``(tables, seconds)``; a numerical failure comes back in place of the tables, so that other points go on."""
+    """``(tables, seconds)``; a failure of this point comes back in place of the tables, so that other points go on."""
     from nt_kernel.errors import NumericalError
+    from optim import StepTooLargeError
 
     start = time.perf_counter()
     try:
         outcome = run_point(study, point)
-    except NumericalError as error:
+    except (NumericalError, StepTooLargeError) as error:
         outcome = error
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError  # a subclass may want other arguments
         raise kind(f"{point}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{point}: not enough memory on {study.device}; write a smaller n or width, or fewer replacements or workers"
+        ) from error
     return outcome, time.perf_counter() - start
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    said = ("can't allocate memory", "not enough memory")  # torch's CPU allocator has no type of its own for it
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def check_device(study: Study) -> None:

@@ -7,6 +7,7 @@
 A point that is not whole (a killed process, a damaged disk) fails its checksums and is trained again.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +32,43 @@ if TYPE_CHECKING:
 ORDER = {"summary": PAIR, "trajectories": [*PAIR, "step"], "spectra": [*POINT, "step", "quantile"], "assumptions": PAIR}
 # A half-written folder older than this many seconds was left by a process that was killed; a living one takes far less.
 STALE = 600
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class FolderError(ValueError):
     """The output folder cannot be used: foreign, of another study, or not writable."""
 
 
+class DiskFullError(OSError):
+    """No room is left for the results: not the input's fault, and the same command continues once there is."""
+
+
+@contextmanager
+def usable(out: str | Path) -> Iterator[None]:
+    """What the system refuses in the folder ``out``, in one line: FolderError, or DiskFullError when it has no room."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFullError(
+                f"the disk of {out} is full; make room and give the same command again, finished points are kept"
+            ) from error
+        file = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
+        what = f" ({file})" if file and not file.startswith(".") and file != Path(out).name else ""
+        raise FolderError(f"cannot use the folder {out}: {error.strerror or error}{what}; give another one") from error
+
+
 def open_folder(out: str | Path, study: Study, provenance: Mapping[str, Any]) -> list[Point]:
     """Make ``out`` ready for the study and return the points that are still to be trained.
 
-    A folder of the same study is continued; keys that change no number (workers, threads, …) may differ.
+    A folder of the same study is continued; keys that change no number (workers, title, …) may differ. One of ours in
+    which no point was ever finished holds nothing to protect: it becomes this study's.
     Raises FolderError when the folder is foreign, holds another study, or cannot be written.
     """
     out = Path(out)
-    try:
+    with usable(out):
         if out.exists() and not out.is_dir():
             raise FolderError(f"{out} is a file; a folder was expected, give another --out")
         if (out / "config.toml").is_file():
@@ -58,18 +83,21 @@ def open_folder(out: str | Path, study: Study, provenance: Mapping[str, Any]) ->
         for left_over in (out / "points").glob(".*"):
             if time.time() - left_over.stat().st_mtime > STALE:
                 shutil.rmtree(left_over)
-    except OSError as error:
-        raise FolderError(f"cannot write to {out}: {error.strerror or error}; give another --out") from error
     return to_do
 
 
 def _check_same_study(out: Path, study: Study) -> None:
-    earlier = read_study(out)
-    if different := study.differences(earlier):
+    different = study.differences(read_study(out))
+    if different and _holds_results(out):
         raise FolderError(
-            f"{out} holds the results of another config ({'; '.join(different)} there): give another --out, "
+            f"{out} holds the results of another config ({'; '.join(different)}): give another --out, "
             "or the config it was made with to continue it"
         )
+
+
+def _holds_results(out: Path) -> bool:
+    """Was a point ever finished here? Damaged ones count: they are somebody's."""
+    return (out / "summary.parquet").exists() or any((out / "points").glob("*/point.json"))
 
 
 def read_study(out: str | Path) -> Study:
@@ -108,6 +136,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_point(out: Path, point: Point, tables: Mapping[str, "pd.DataFrame"], facts: Mapping[str, Any]) -> None:
     """Store one finished point with ``facts`` about it (seconds, …); what was there and is not whole gives way."""
+    with usable(out):
+        _write_point(out, point, tables, facts)
+
+
+def _write_point(out: Path, point: Point, tables: Mapping[str, "pd.DataFrame"], facts: Mapping[str, Any]) -> None:
     points = out / "points"
     temporary = Path(tempfile.mkdtemp(dir=points, prefix=f".{point.key}."))
     try:
@@ -146,8 +179,8 @@ def collect(out: Path, study: Study) -> int:
     import pandas as pd
 
     finished = [point for point in study.points() if is_finished(out, point)]
-    if finished:
-        for name in TABLES:
+    for name in TABLES if finished else ():
+        with usable(out):
             parts = [pd.read_parquet(out / "points" / point.key / f"{name}.parquet") for point in finished]
             table = pd.concat(parts, ignore_index=True).sort_values(ORDER[name], kind="stable", ignore_index=True)
             write_whole(out / f"{name}.parquet", lambda path, table=table: table.to_parquet(path, index=False))

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -8,8 +10,10 @@ import pytest
 
 import stability
 from nt_kernel.errors import NumericalError
+from optim import StepTooLargeError
 from studies import cli, load_results
 from studies.cli import main
+from studies.config import Study, shipped_studies
 from tests.studies.fake_twins import fake_train_twins
 
 ROOT = Path(cli.__file__).parent.parent
@@ -81,11 +85,21 @@ def test_list_and_show(capsys):
     assert "# 2 points, 4 twin pairs" in shown
 
 
-def test_what_show_prints_can_be_run(capsys, tmp_path):
-    main(["show", "digits", "n=6"])
+def test_show_keeps_the_comments_of_a_study_that_is_not_changed(capsys, tmp_path):
+    main(["show", "digits"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(shipped_studies()["digits"].read_text(encoding="utf-8"))
+    assert shown.endswith("# 36 points, 144 twin pairs\n")
+    (tmp_path / "mine.toml").write_text("# my own\n[grid]\nn = 2  # two\nmass = 1\n")
+    main(["show", "mine.toml"])
+    assert "# my own\n[grid]\nn = 2  # two\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [[], ["n=6"]])
+def test_what_show_prints_can_be_run(changes, capsys, tmp_path):
+    main(["show", "digits", *changes])
     (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
-    assert main(["show", "mine.toml"]) == 0
-    assert "n = [6]" in capsys.readouterr().out
+    assert Study.from_toml("mine.toml") == Study.from_toml("digits", changes)
 
 
 def test_run_then_report(fake, capsys, tmp_path):
@@ -121,6 +135,8 @@ def test_results_go_below_the_name_of_the_study(fake, tmp_path):
         (["run", "no.toml"], "no such study"),
         (["run", "digits", "n"], "should be written key=value"),
         (["run", "digits", "mas=1"], "did you mean grid.mass?"),
+        (["show", "digits", "zzz=1"], "unknown key zzz = 1, valid are title, question, optimizer, "),
+        (["run", "digits", "optimizer=sgd", "lr=auto"], "lr = 'auto' does not go with optimizer=sgd: "),
         (["run", "digits", "mass=0"], "grid.mass[0] = 0"),
         (["run", "digits", "mass=-1"], "grid.mass[0] = -1"),
         (["run", "digits", "mass=nan"], "grid.mass[0] = nan"),
@@ -129,9 +145,10 @@ def test_results_go_below_the_name_of_the_study(fake, tmp_path):
         (["run", "digits", "n=2000"], "the data set has 1797 rows"),
         (["run", "digits", "device=cuda:99"], "write device=cpu"),
         (["run", "digits", "--out", "file"], "is a file"),
-        (["run", "digits", "--out", "file/below"], "cannot write to file/below"),
+        (["run", "digits", "--out", "file/below"], "cannot use the folder file/below: Not a directory"),
         (["run", "digits", "--out", "foreign"], "not a results folder"),
-        (["run", "digits", "--out", "other"], "another config"),
+        (["run", "digits", *SMALL, "lr=0.2", "--out", "other"], "another config (lr is 0.1 there, 0.2 here)"),
+        (["report", "file"], "file"),
         (["report", "missing"], "missing"),
         (["report", "foreign"], "foreign"),
         (["show", "digits", "lr=-1", "n=0"], "lr = -1"),
@@ -155,7 +172,50 @@ def test_an_unwritable_folder(fake, capsys, monkeypatch):
 
     monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
     line = refused(capsys, "run", "digits", *SMALL, "--out", "out")
-    assert "cannot write to out: Permission denied" in line
+    assert "cannot use the folder out: Permission denied; give another one" in line
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [
+        (errno.EACCES, 2, "cannot use the folder out: Permission denied (figures); give another one"),
+        (errno.EROFS, 2, "cannot use the folder out: Read-only file system (figures); give another one"),
+        (errno.ENOSPC, 1, "the disk of out is full; make room and give the same command again"),
+    ],
+)
+def test_a_report_that_cannot_be_written(number, status, words, fake, capsys, monkeypatch):
+    def refuse(out):
+        raise OSError(number, os.strerror(number), str(out / "figures"))
+
+    assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys.modules["studies.report"], "write_report", refuse)
+    assert words in refused(capsys, "report", "out", status=status)
+    assert words in refused(capsys, "run", "digits", *SMALL, "--out", "out", status=status)
+
+
+def test_tables_that_cannot_be_written_for_a_report(fake, capsys, monkeypatch):
+    def refuse(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    assert "the disk of out is full" in refused(capsys, "report", "out", status=1)
+
+
+def test_a_run_that_failed_does_not_spoil_its_folder(fake, monkeypatch, capsys):
+    def refuse(*_, lr, **__):
+        raise StepTooLargeError(lr, 0.7, "step 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stability, "train_twins", refuse)
+        line = refused(capsys, "run", "digits", *SMALL, "lr=5", "--out", "out")
+    assert (
+        "lr = 5 is too large at 1 of 2 points, the first n=6, width=8, mass=1, seed=0: step 0 needs lr < 2/λ_max"
+        in line
+    )
+    assert main(["run", "digits", *SMALL, "lr=0.1", "--out", "out"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -178,17 +238,11 @@ def test_what_goes_wrong_in_training_is_one_line_too(error, status, fake, capsys
         main(["--traceback", "run", "digits", *SMALL, "--out", "out"])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["lr=50"], "lr = 50 is too large: the step needs lr < 2/λ_max"),
-        (["optimizer=sgd", "lr=auto"], 'needs scale="mean"'),
-    ],
-)
-def test_bad_input_that_only_training_can_find(overrides, words, capsys):
-    line = refused(capsys, "run", "digits", *SMALL, *overrides, "--out", "out")
-    assert words in line
-    assert "n=12, width=8, mass=1, seed=0: " in line
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_input_that_only_training_can_find(workers, capsys):
+    line = refused(capsys, "run", "digits", *SMALL, "lr=50", f"workers={workers}", "--out", "out")
+    assert "lr = 50 is too large at " in line
+    assert "the first n=6, width=8, mass=1, seed=0: step 0 needs lr < 2/λ_max = " in line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

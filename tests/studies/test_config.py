@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.config import ConfigError, Study, shipped_studies
+from studies.config import ConfigError, Study, shipped_studies, source_text
 from studies.config_text import flatten, nearest, parse_value, to_toml
 
 MINIMAL = "[grid]\nn = [6, 12]\nmass = [1.0]\n"
@@ -33,7 +33,9 @@ def test_shipped_studies_are_sound_and_have_a_quick_version_with_the_same_keys(n
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_written_out_a_study_reads_back_equal(name, tmp_path):
-    study = Study.from_toml(name, ["lr=auto", 'title="a \\"quoted\\" title"', "mass=1e-7,3", "workers=2"])
+    study = Study.from_toml(
+        name, ["lr=auto", "output_metric=squared", 'title="a \\"quoted\\" title"', "mass=1e-7,3", "workers=2"]
+    )
     (tmp_path / "again.toml").write_text(study.to_toml(), encoding="utf-8")
     assert Study.from_toml(tmp_path / "again.toml") == study
 
@@ -110,6 +112,23 @@ def test_the_last_override_of_a_key_counts_and_overrides_come_after_quick():
         (["activation=tan"], ["model.activation = 'tan'", "did you mean tanh?"]),
         (["name=mnist"], ["data.name = 'mnist'", "digits"]),
         (["foo"], ["'foo' should be written key=value"]),
+        (
+            ["zzz=1"],
+            ["unknown key zzz = 1, valid are title, question, optimizer,", "steps", "grid.n", "model.activation"],
+        ),
+        (["=1"], ["unknown key  = 1, valid are"]),
+        (["seeds=999999"], ["grid.seeds = 999999 makes a grid of 11999988 points"]),
+        (["hidden=1e9"], ["model.hidden = 1000000000.0", "less than or equal to 100"]),
+        (["seed=1e30"], ["seed = 1e+30"]),
+        (["width=10000000000000000000000"], ["grid.width[0] = 1", "less than or equal to 1000000"]),
+        (["threads=100000"], ["threads = 100000", "less than or equal to 256"]),
+        (
+            ["lr=auto", "optimizer=sgd"],
+            ["lr = 'auto' does not go with optimizer=sgd:", "write a number, such as lr=0.1"],
+        ),
+        (["lr=auto", "scale=sum"], ["lr = 'auto' does not go with scale=sum: it needs optimizer=woodbury, scale=mean"]),
+        (["lr=auto", "output_metric=cross_entropy"], ["output_metric=cross_entropy:", "identity or squared"]),
+        (["lr=auto", "optimizer=sgd", "scale=none"], ["lr = 'auto' does not go with optimizer=sgd, scale=none:"]),
     ],
 )
 def test_bad_keys_and_values_are_named(overrides, words):
@@ -121,8 +140,9 @@ def test_bad_keys_and_values_are_named(overrides, words):
 
 def test_every_error_is_reported_at_once():
     with pytest.raises(ConfigError) as failure:
-        Study.from_toml("digits", ["mas=1", "n=0", "lr=-1", "output_metric=x", "activation=step"])
+        Study.from_toml("digits", ["mas=1", "n=0", "lr=auto", "scale=sum", "output_metric=x", "activation=step"])
     assert len(failure.value.errors) == 5
+    assert any(error.startswith("lr = 'auto' does not go with scale=sum: ") for error in failure.value.errors)
     assert "\n" not in str(failure.value)
 
 
@@ -132,6 +152,8 @@ def test_every_error_is_reported_at_once():
         ("n = [", ["not valid TOML"]),
         ("[grid]\nmass = [1.0]\n", ["grid.n is missing"]),
         (MINIMAL + "[modle]\nhidden = 1\n", ["unknown key modle", "did you mean model?"]),
+        (MINIMAL + "[model]\nzzz = 1\n", ["unknown key model.zzz = 1, valid are model.hidden, model.activation"]),
+        ('lr = "auto"\noptimizer = "sgd"\n' + MINIMAL, ["lr = 'auto' does not go with optimizer=sgd"]),
         ("grid = 3", ["grid = 3"]),
         ("n = [6]\n" + MINIMAL, ["unknown key n", "did you mean grid.n?"]),
     ],
@@ -151,7 +173,7 @@ def test_unreadable_sources(tmp_path):
     (tmp_path / "study.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not valid TOML"):
         Study.from_toml(tmp_path / "study.toml")
-    (tmp_path / "study.toml").write_text(MINIMAL)
+    (tmp_path / "study.toml").write_text("quick = 3\n" + MINIMAL)
     with pytest.raises(ConfigError, match=r"has no \[quick\] table"):
         Study.from_toml(tmp_path / "study.toml", quick=True)
 
@@ -166,10 +188,10 @@ def test_keys_are_stable_unique_and_readable():
     assert keys()[48, 128, 0.01, 2].startswith("n48-width128-mass0.01-seed2-")
 
 
-WITHOUT_EFFECT = ["workers=2", "threads=4", "title=other", "question=why", "n=6,12,24,48,96", "seeds=9"]
+WITHOUT_EFFECT = ["workers=2", "title=other", "question=why", "n=6,12,24,48,96", "seeds=9"]
 WITH_EFFECT = [
     *("lr=0.2", "steps=100", "dtype=float32", "device=cuda", "optimizer=sgd", "scale=sum", "output_metric=squared"),
-    *("hidden=1", "activation=relu", "held_out=100", "replacements=5", "n=12,24,48"),
+    *("hidden=1", "activation=relu", "held_out=100", "replacements=5", "n=12,24,48", "threads=2"),
 ]
 
 
@@ -186,6 +208,17 @@ def test_what_changes_numbers_changes_the_key(override):
     assert shared
     assert all(before[point] != after[point] for point in shared)
     assert Study.from_toml("digits", [override]).differences(Study.from_toml("digits"))
+
+
+def test_differences_say_which_is_which():
+    here, there = Study.from_toml("digits", ["lr=0.2", "workers=2"]), Study.from_toml("digits", ["n=6"])
+    assert here.differences(there) == ["lr is 0.1 there, 0.2 here", "grid.n is [6] there, [6, 12, 24, 48] here"]
+
+
+def test_the_text_of_a_study_keeps_its_comments(tmp_path):
+    assert "# 1797 images" in source_text("digits")
+    (tmp_path / "own.toml").write_text("# mine\n" + MINIMAL)
+    assert source_text(tmp_path / "own.toml") == "# mine\n" + MINIMAL
 
 
 def test_plain_gradient_descent_has_no_pulled_back_term_whatever_the_scale():

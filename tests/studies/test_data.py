@@ -28,12 +28,21 @@ def test_plan_is_disjoint_and_complete(ns, replacements, held_out, seed):
 
 @settings(deadline=None)
 @given(ns=sizes, extra=st.integers(1, 40), replacements=st.integers(1, 8), seed=st.integers(0, 2**32))
-def test_larger_grids_and_more_replacements_extend_and_do_not_reshuffle(ns, extra, replacements, seed):
+def test_a_larger_n_and_more_replacements_extend_and_do_not_reshuffle(ns, extra, replacements, seed):
     small, large = plan(200, ns, replacements, 20, seed), plan(200, [*ns, max(ns) + extra], replacements + 1, 20, seed)
     np.testing.assert_array_equal(small.train, large.train[: max(ns)])  # nested subsets
     np.testing.assert_array_equal(small.replaced, large.replaced[:replacements])  # paired replacements
     np.testing.assert_array_equal(small.replacements, large.replacements[:replacements])
     np.testing.assert_array_equal(small.held_out, large.held_out)
+
+
+@settings(deadline=None)
+@given(ns=sizes, smaller=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_a_smaller_n_draws_the_replaced_anew_and_nothing_else(ns, smaller, seed):
+    before, after = plan(100, ns, 4, 20, seed), plan(100, [*ns, min(smaller, max(ns))], 4, 20, seed)
+    assert after.replaced.max() < smaller
+    for name in ("train", "replacements", "held_out"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
 @settings(deadline=None)

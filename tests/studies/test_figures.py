@@ -79,6 +79,7 @@ def test_panels_take_an_axes_and_return_it(study):
         (figures.draw_divergence, (study.trajectories,)),
         (figures.draw_constant, (study.summary, "xi")),
         (figures.draw_ratios, (study.summary, "measured_sup", ("T5",))),
+        (figures.draw_held_out, (rows,)),
         (figures.draw_spectrum, (study.spectra, 0.01)),
     ]
     for draw, arguments in calls:
@@ -121,14 +122,52 @@ def test_one_infinite_pair_is_enough(study):
 
 
 @pytest.mark.parametrize("name", ["bounds", "training", "ratios"])
-def test_every_line_is_labelled_with_its_kind(name, study):
+def test_every_line_is_in_the_legend_with_its_kind_and_named_in_its_row(name, study):
+    """At the right-most panel of a row, which has the same lines as the others; every panel of its own otherwise."""
     figure = MAKERS[name](study)
     legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
-    for ax in figure.axes:
+    named = {"bounds": figure.axes[2:6:3], "training": figure.axes[2::3], "ratios": figure.axes[:3]}[name]
+    for ax in named:
         written = {text.get_text() for text in ax.texts}
         for label, line in drawn_lines(ax).items():
             assert line.get_label().removeprefix(f"{label}: ") in legend
             assert label in written
+    if name != "ratios":
+        rows = [figure.axes[:3], figure.axes[3:6]]
+        assert all(set(drawn_lines(ax)) == set(drawn_lines(row[-1])) for row in rows for ax in row)
+
+
+def test_bounds_at_the_replaced_sample_and_away_from_it(study):
+    """Each over its own measurement; held-out points have no bound, and the panel says so."""
+    figure = MAKERS["ratios"](study)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[1:] == ["replaced sample k", "other training samples, i ≠ k", "held-out points"]
+    at = study.summary[(study.summary["n"] == 48)]
+    for ax, column, measured in zip(
+        figure.axes[1:3], ("T5", "T5_others"), ("measured_replaced", "measured_others"), strict=True
+    ):
+        expected = (at[column] / at[measured]).groupby(at["mass"]).median()
+        np.testing.assert_allclose(drawn_lines(ax)["T5"].get_ydata(), expected)
+    share = (at["measured_heldout"] / at["measured_replaced"]).groupby(at["mass"]).median()
+    held_out = figure.axes[3]
+    np.testing.assert_allclose(drawn_lines(held_out)["measured"].get_ydata(), share)
+    assert set(drawn_lines(held_out)) == {"measured"}
+    assert any("No bound of the theory" in text.get_text() for text in held_out.texts)
+
+
+def test_constants_are_medians_with_bars_from_the_smallest_to_the_largest(study):
+    ax = figures.draw_constant(figures.new_figure(3, 3).add_subplot(), study.summary, "h")
+    heavy = study.summary[study.summary["mass"] == 1.0].groupby("n")["h"]
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), heavy.median())
+    low, high = zip(*(path[:, 1] for path in ax.collections[0].get_segments()), strict=True)
+    np.testing.assert_allclose(low, heavy.min())
+    np.testing.assert_allclose(high, heavy.max())
+
+
+def test_type_is_large_enough(study):
+    """6.5 points on the page, exponents included."""
+    for make in MAKERS.values():
+        assert min(text.get_fontsize() for text in visible_texts(make(study))) >= 6.5
 
 
 def test_lines_differ_without_colour():
@@ -154,9 +193,22 @@ def test_nothing_global_changes(study, tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_pyplot_is_not_even_imported():
-    code = "import sys; from tests.studies import synthetic; from studies.figures import ratios_figure\n"
-    code += "ratios_figure(synthetic.frames(ns=(6,)).summary); sys.exit('matplotlib.pyplot' in sys.modules)"
+def test_pyplot_holds_no_figure():
+    """seaborn imports pyplot; no figure may be left in its care, and importing must change no setting."""
+    code = (
+        "import matplotlib; before = dict(matplotlib.rcParams.copy())\n"
+        "from tests.studies import synthetic; from studies.figures import constants_figure\n"
+        "constants_figure(synthetic.frames(ns=(6,)).summary)\n"
+        "import matplotlib.pyplot as plt; assert plt.get_fignums() == []\n"
+        "after = dict(matplotlib.rcParams.copy())\n"
+        "assert {k: v for k, v in after.items() if k != 'backend'} == "
+        "{k: v for k, v in before.items() if k != 'backend'}"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_drawing_imports_seaborn():
+    code = "import sys; import studies.figures, studies.report, studies.paragraph; sys.exit('seaborn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import stability
 from nt_kernel.errors import NumericalError
+from optim import StepTooLargeError
 from studies import Study, load_results, run_study
 from studies.engines import WorkerLost
 from studies.frames import PAIR, TABLES
@@ -69,10 +70,10 @@ def test_the_tables_of_a_point(fake):
 
 
 def test_what_the_study_says_reaches_the_training(fake):
-    s = study("optimizer=sgd", "lr=auto", "output_metric=squared", "mass=0.5")
+    s = study("optimizer=sgd", "lr=0.2", "output_metric=squared", "mass=0.5")
     run_point(s, s.points()[0])
     ((n, options),) = fake
-    assert (n, options["lr"], options["mass"], options["scale"]) == (6, "auto", 0.5, "none")
+    assert (n, options["lr"], options["mass"], options["scale"]) == (6, 0.2, 0.5, "none")
     assert (options["output_metric"], options["steps"], options["loss"]) == ("squared", 3, "squared")
     assert options["held_out"].shape == (200, 64)
 
@@ -112,9 +113,9 @@ def test_a_study_runs_once_and_continues_where_it_was(fake, tmp_path):
     assert record["seconds"] >= 0
 
 
-def test_long_points_come_first(fake, tmp_path):
-    run_study(study(), tmp_path, progress=False)
-    assert [n for n, _ in fake] == [12] * 4 + [6] * 4
+def test_the_smallest_points_try_the_step_and_then_long_ones_come_first(fake, tmp_path):
+    run_study(study("n=8,6,12", "seeds=1"), tmp_path, progress=False)
+    assert [n for n, _ in fake] == [6] * 2 + [12] * 2 + [8] * 2
     assert work(Study.from_toml("digits").points()[-1]) > work(Study.from_toml("digits").points()[0])
 
 
@@ -130,16 +131,76 @@ def test_an_interrupt_loses_no_finished_point(fake, monkeypatch, tmp_path):
 
 def test_a_numerical_failure_of_one_point_lets_the_others_finish(fake, monkeypatch, tmp_path):
     fail_at(monkeypatch, 2, NumericalError("inner system is not positive definite", where="step 3", value=-1e-3))
-    with pytest.raises(NumericalError, match=r"1 of 8 points failed, the first at n=12, .* step 3: .*7 of 8 points"):
+    with pytest.raises(NumericalError, match=r"1 of 8 points failed, the first at n=6, .* step 3: .*7 of 8 points"):
         run_study(study(), tmp_path, progress=False)
     assert len(load_results(tmp_path).summary) == 14
 
 
-def test_bad_input_of_one_point_stops_the_study_and_names_the_point(fake, monkeypatch, tmp_path):
-    fail_at(monkeypatch, 2, ValueError("lr = 3 is too large: write less than 2/λ_max = 0.7"))
-    with pytest.raises(ValueError, match=r"n=12, width=8, mass=1, seed=1: lr = 3 is too large"):
+def refuse_steps(monkeypatch, limits):
+    """A point does not bear its step where ``limits(n, mass)`` is a number."""
+    train, tried = stability.train_twins, []
+
+    def refusing(model, x, *arguments, **options):
+        tried.append((len(x), options["mass"]))
+        if limit := limits(*tried[-1]):
+            raise StepTooLargeError(options["lr"], limit, "step 0")
+        return train(model, x, *arguments, **options)
+
+    monkeypatch.setattr(stability, "train_twins", refusing)
+    return tried
+
+
+def test_points_that_do_not_bear_the_step_let_the_others_finish(fake, monkeypatch, tmp_path):
+    refuse_steps(monkeypatch, lambda n, mass: 0.16 / n if mass < 1 else None)
+    with pytest.raises(ValueError, match="too large") as failure:
+        run_study(study(), tmp_path, progress=False)
+    assert str(failure.value) == (
+        "lr = 0.1 is too large at 4 of 8 points, the first n=6, width=8, mass=0.1, seed=0: step 0 needs lr < 2/λ_max = "
+        "0.02667, the strictest of them lr < 0.01333; write lr = 0.01 or less; 4 of 8 points are finished and kept in "
+        f"{tmp_path}, `stability report {tmp_path}` draws them"
+    )
+    assert set(load_results(tmp_path).summary["mass"]) == {1.0}
+
+
+def test_a_study_of_which_no_small_point_bears_the_step_ends_at_once(fake, monkeypatch, tmp_path):
+    tried = refuse_steps(monkeypatch, lambda n, mass: 0.09)
+    with pytest.raises(
+        ValueError, match=r"at 4 of 8 points, .*; 4 points were not tried; 0 of 8 points .* kept in \S+$"
+    ):
+        run_study(study(), tmp_path, progress=False)
+    assert len(tried) == 4
+    assert not list(tmp_path.glob("*.parquet"))
+    monkeypatch.setattr(stability, "train_twins", fake_train_twins)
+    assert len(run_study(study("lr=0.05"), tmp_path, progress=False).summary) == 16  # the folder is not spoilt
+
+
+def test_a_failed_step_outranks_a_numerical_failure_and_both_are_said(fake, monkeypatch, tmp_path):
+    fail_at(monkeypatch, 6, NumericalError("not positive definite"))
+    refuse_steps(monkeypatch, lambda n, mass: 0.05 if (n, mass) == (6, 1) else None)
+    with pytest.raises(
+        ValueError, match=r"too large at 2 of 8 points, .*; 1 of 8 points failed, the first at n=12, .* 5 of 8"
+    ):
+        run_study(study(), tmp_path, progress=False)
+
+
+def test_other_bad_input_stops_the_study_and_names_the_point(fake, monkeypatch, tmp_path):
+    fail_at(monkeypatch, 2, ValueError("targets should be [6, 10]"))
+    with pytest.raises(ValueError, match=r"n=6, width=8, mass=1, seed=1: targets should be"):
         run_study(study(), tmp_path, progress=False)
     assert len(load_results(tmp_path).summary) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 TB")])
+def test_too_little_memory_is_said(error, fake, monkeypatch, tmp_path):
+    fail_at(monkeypatch, 1, error)
+    with pytest.raises(ValueError, match=r"n=6, .*: not enough memory on cpu; write a smaller n or width"):
+        run_study(study(), tmp_path, progress=False)
+
+
+def test_no_other_runtime_error_is_taken_for_too_little_memory(fake, monkeypatch, tmp_path):
+    fail_at(monkeypatch, 1, RuntimeError("a mistake of ours"))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run_study(study(), tmp_path, progress=False)
 
 
 def test_a_lost_worker_says_what_is_kept_and_how_to_continue(monkeypatch, tmp_path):
@@ -180,8 +241,9 @@ def test_progress_goes_to_stderr_and_counts_points(fake, tmp_path, capsys):
 
 
 def test_two_processes_give_the_bits_of_one_and_the_rows_that_theory_asks_for(tmp_path):
-    one = run_study(study("workers=1"), tmp_path / "one", progress=False)
-    two = run_study(study("workers=2"), tmp_path / "two", progress=False)
+    small = ["seeds=1", "mass=1"]
+    one = run_study(study(*small, "workers=1"), tmp_path / "one", progress=False)
+    two = run_study(study(*small, "workers=2"), tmp_path / "two", progress=False)
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
     rows = one.summary
@@ -191,9 +253,7 @@ def test_two_processes_give_the_bits_of_one_and_the_rows_that_theory_asks_for(tm
         *[("T5", "measured_sup"), ("T5_others", "measured_others"), ("path_sup", "measured_sup")],
     ]:
         assert (rows[larger] * (1 + 1e-9) >= rows[smaller]).all(), (larger, smaller)
-    paired = rows.groupby(["seed", "replaced", "replacement"])[["n", "mass"]].agg("nunique")
-    assert len(paired) == 4
-    assert (paired == 2).all().all()
+    assert list(rows.groupby(["replaced", "replacement"])["n"].nunique()) == [2, 2]  # paired over n
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import time
@@ -9,7 +10,16 @@ import pytest
 from studies import store
 from studies.config import Study
 from studies.frames import TABLES
-from studies.store import FolderError, collect, is_finished, load_results, open_folder, write_point, write_whole
+from studies.store import (
+    DiskFullError,
+    FolderError,
+    collect,
+    is_finished,
+    load_results,
+    open_folder,
+    write_point,
+    write_whole,
+)
 
 STUDY = Study.from_toml("digits", ["n=6,12", "mass=1", "seeds=1", "replacements=1"])
 FACTS = {"commit": "abc", "date": "2026-01-01"}
@@ -55,7 +65,32 @@ def test_the_config_of_a_complete_folder_keeps_its_provenance(folder):
 
 
 def test_a_grown_or_shrunk_worker_count_continues(folder):
-    assert open_folder(folder, Study.from_toml(folder / "config.toml", ["workers=7", "threads=2"]), FACTS) == []
+    assert open_folder(folder, Study.from_toml(folder / "config.toml", ["workers=7"]), FACTS) == []
+
+
+def test_another_thread_count_is_another_study(folder):
+    with pytest.raises(FolderError, match="threads is 1 there, 2 here"):
+        open_folder(folder, Study.from_toml(folder / "config.toml", ["threads=2"]), FACTS)
+
+
+def test_a_folder_in_which_no_point_was_finished_becomes_the_next_studys(tmp_path):
+    open_folder(tmp_path, Study.from_toml("digits", ["lr=5"]), FACTS)
+    (tmp_path / "points" / ".n6-half-written").mkdir()
+    assert open_folder(tmp_path, STUDY, {"commit": "later"}) == STUDY.points()
+    assert store.read_study(tmp_path) == STUDY
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["provenance"] == {"commit": "later"}
+
+
+@pytest.mark.parametrize("left", ["one point", "tables"])
+def test_a_folder_that_holds_any_result_does_not(folder, left):
+    collect(folder, STUDY)
+    store.shutil.rmtree(folder / "points" / STUDY.points()[0].key)
+    if left == "one point":
+        (folder / "summary.parquet").unlink()
+    else:
+        store.shutil.rmtree(folder / "points" / STUDY.points()[1].key)
+    with pytest.raises(FolderError, match=r"lr is 0\.1 there, 0\.2 here"):
+        open_folder(folder, Study.from_toml(folder / "config.toml", ["lr=0.2"]), FACTS)
 
 
 @pytest.mark.parametrize("name", [*(f"{table}.parquet" for table in TABLES), "point.json"])
@@ -103,8 +138,8 @@ def test_the_results_of_another_config_are_refused_with_the_keys_that_differ(fol
     other = Study.from_toml(folder / "config.toml", ["lr=0.2", "n=6", "workers=3"])
     with pytest.raises(FolderError, match=r"another config") as refusal:
         open_folder(folder, other, FACTS)
-    assert "lr = 0.2, not 0.1" in str(refusal.value)
-    assert "grid.n = [6], not [6, 12]" in str(refusal.value)
+    assert "lr is 0.1 there, 0.2 here" in str(refusal.value)
+    assert "grid.n is [6, 12] there, [6] here" in str(refusal.value)
     assert "workers" not in str(refusal.value)
     assert "--out" in str(refusal.value)
 
@@ -113,15 +148,49 @@ def test_a_file_and_an_unwritable_place_are_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="is a file"):
         open_folder(tmp_path / "file", STUDY, FACTS)
-    with pytest.raises(FolderError, match=r"cannot write to .*Not a directory"):
+    with pytest.raises(FolderError, match=r"cannot use the folder .*Not a directory"):
         open_folder(tmp_path / "file" / "below", STUDY, FACTS)
 
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(store.tempfile, "mkstemp", refuse)  # the tests may run as a user whom no mode bit stops
-    with pytest.raises(FolderError, match=r"cannot write to .*Permission denied"):
+    with pytest.raises(FolderError, match=r"cannot use the folder .*Permission denied"):
         open_folder(tmp_path / "new", STUDY, FACTS)
+
+
+@pytest.mark.parametrize("write", ["open_folder", "write_point", "collect"])
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, DiskFullError, "the disk of .* is full; make room .* finished points are kept"),
+        (errno.EACCES, FolderError, "cannot use the folder .*: Permission denied"),
+    ],
+)
+def test_whatever_the_system_refuses_is_said_in_one_line(write, number, kind, words, folder, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    first = STUDY.points()[0]
+    content = tables(first)
+    if write == "open_folder":
+        store.shutil.rmtree(folder / "points" / first.key)
+    monkeypatch.setattr(store.os, "fsync", refuse)
+    calls = {
+        "open_folder": lambda: open_folder(folder, STUDY, FACTS),
+        "write_point": lambda: write_point(folder, first, content, {}),
+        "collect": lambda: collect(folder, STUDY),
+    }
+    with pytest.raises(kind, match=words) as failure:
+        calls[write]()
+    assert "\n" not in str(failure.value)
+
+
+def test_a_refused_file_is_named_unless_it_is_a_temporary_one():
+    for file, named in [("deep/out/figures", True), ("deep/out/.a.parquet.x1", False), ("deep/out", False)]:
+        with pytest.raises(FolderError) as failure, store.usable("deep/out"):
+            raise FileExistsError(17, "File exists", file)
+        assert ("(figures)" in str(failure.value)) == named
 
 
 def test_what_a_killed_process_left_is_cleared_but_not_what_another_is_writing(folder):
