@@ -107,6 +107,9 @@ def psd_factor(matrix: Tensor, y: Tensor) -> Tensor:
         raise TypeError(f"the output metric must return a tensor {expected} = [N, C, C], got {type(matrix).__name__}")
     if tuple(matrix.shape) != expected:
         raise ValueError(f"the output metric returned shape {tuple(matrix.shape)}, expected {expected} = [N, C, C]")
+    if not bool(torch.isfinite(matrix).all()):
+        sample = int((~torch.isfinite(matrix)).flatten(-2).any(-1).flatten().nonzero()[0])
+        raise NumericalError(f"the output metric of sample {sample} holds NaN or inf")
     eps = torch.finfo(matrix.dtype).eps if matrix.is_floating_point() else 0.0  # of the matrix as it came
     matrix = matrix.to(y)
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)

@@ -47,7 +47,8 @@ def vacuity_floor(L: float, n: int) -> float:
 def gronwall_step(E: Tensor, d: Tensor, xi: float, dt: float) -> Tensor:
     """One step of **T3**, sup_t ∫₀ᵗ exp(−∫_sᵗ ξ)‖d(s)‖ds: E⁺ = e^{−x}E + ((1 − e^{−x})/ξ)‖d‖, x = ξΔt.
 
-    With ξ = 0 the second factor is Δt. As a convex combination of E and ‖d‖/ξ it keeps T3 ≤ T2.
+    ξ and ‖d‖ are those of the left end point of the recorded grid. With ξ = 0 the second factor is Δt. As a convex
+    combination of E and ‖d‖/ξ it keeps T3 ≤ T2.
 
     >>> import torch
     >>> gronwall_step(torch.tensor(1.0), torch.tensor(2.0), xi=0.0, dt=0.5)

@@ -197,6 +197,8 @@ def _check_options(steps, lr, loss: str, dynamics: str, model: nn.Module, x: Ten
         raise ValueError(f"loss must be 'squared' (½‖y − a‖², the loss of the theorem), got {loss!r}")
     if dynamics not in ("euler", "flow"):
         raise ValueError(f"dynamics must be 'euler' or 'flow', got {dynamics!r}")
+    if dynamics == "flow" and isinstance(x, Tensor) and x.dtype != torch.float64:
+        raise TypeError(f"dynamics='flow' integrates to 1e-9 and needs float64, x is {x.dtype}")
     parameter = next(iter(model.parameters()), None)
     if parameter is not None and isinstance(x, Tensor) and (parameter.dtype, parameter.device) != (x.dtype, x.device):
         raise TypeError(

@@ -147,3 +147,10 @@ def test_bad_metrics(case):
 def test_cross_entropy_needs_two_outputs():
     with pytest.raises(ValueError, match="needs at least 2 outputs"):
         softmax_factor(torch.zeros(4, 1))
+
+
+def test_a_metric_that_is_not_finite_is_refused_by_sample():
+    matrix = torch.eye(2).repeat(3, 1, 1)
+    matrix[1, 0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="the output metric of sample 1 holds NaN or inf"):
+        psd_factor(matrix, torch.zeros(3, 2))
