@@ -71,9 +71,10 @@ def _full_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def _unknown(name: str, value: Any, known: Iterable[str], tables: Iterable[str] = ()) -> str:
-    guess = nearest(name, [*known, *tables])
-    table = name.rpartition(".")[0] + "."
-    valid = [full for full in known if full.startswith(table)] or known  # inside a known table: its keys
+    table, _, last = name.rpartition(".")
+    inside = [full for full in known if table and full.startswith(f"{table}.")]  # the keys of a table that there is
+    guess = nearest(last, inside) or nearest(last if inside else name, [*known, *tables])
+    valid = inside or known
     return f"unknown key {name} = {value!r}, " + (
         f"did you mean {guess}?" if guess else f"valid are {', '.join(valid)}"
     )

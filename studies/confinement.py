@@ -1,4 +1,4 @@
-"""Where the influence of the replaced sample goes: to its own output, to the other training outputs, to held-out points.
+"""Where the influence of the replaced sample goes: to its own output, the other training outputs, held-out points.
 
 The question: does a small mass confine it, as H → multiple of the identity suggests? Two readings, because a small mass
 also trains faster: the supremum over training, and the divergence at a training loss that every S run compared reaches.

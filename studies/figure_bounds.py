@@ -131,9 +131,9 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
     ax.xaxis.set_major_locator(MultipleLocator(1))
     for reference in (-1, -0.5, 0):
         ax.axvline(reference, color="0.45", linestyle=":", linewidth=0.8, zorder=0)
-    for reference, name, side in ((-1, "−1", "right"), (-0.5, "−½", "left")):
-        where = {"transform": ax.get_xaxis_transform(), "ha": side, "va": "bottom"}
-        ax.text(reference, 1.01, name, **where, fontsize=6.5, color="0.3")
+    for reference, name, height in ((-1, "−1", 1.01), (-0.5, "−½", 1.06)):  # one above the other: they are close
+        where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        ax.text(reference, height, name, **where, fontsize=6.5, color="0.3")
     ax.set_xlabel("exponent of n, 95 % interval")
     return ax
 
@@ -167,7 +167,7 @@ def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
         draw_bounds_vs_n(axes[1, column], these, [name for name in PER_SAMPLE if name != "T0"])
         note_above(axes[1, column], these, "T0")
         draw_exponents(below_axes[column], fits[column], limits)
-        below_axes[column].set_title(f"mass {mass:g}", fontweight="bold", pad=12)
+        below_axes[column].set_title(f"mass {mass:g}", fontweight="bold", pad=20)
     for row, columns in enumerate((STACKED, PER_SAMPLE[1:])):
         for ax in axes[row]:
             log_y(ax, *log_limits(summary[list(columns)].to_numpy().ravel()))

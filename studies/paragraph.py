@@ -114,7 +114,7 @@ def enclosure_in_short(summary: pd.DataFrame) -> str:
     text = f"The a-posteriori enclosure T5 is clearly below the theory-free path length in {where}: "
     if found.below == total:
         return text + "contraction explains part of what was seen."
-    return text + ("elsewhere" if found.below else "here") + " contraction explains nothing more than the path."
+    return text + ("elsewhere" if found.below else "here") + " contraction explains nothing beyond it."
 
 
 def drift_in_short(summary: pd.DataFrame) -> str:

@@ -4,7 +4,6 @@ import os
 import time
 import tomllib
 
-import pandas as pd
 import pytest
 
 from studies import store
@@ -20,20 +19,10 @@ from studies.store import (
     write_point,
     write_whole,
 )
+from tests.studies.fake_twins import tables
 
 STUDY = Study.from_toml("digits", ["n=6,12", "mass=1", "seeds=1", "replacements=1"])
 FACTS = {"commit": "abc", "date": "2026-01-01"}
-
-
-def tables(point):
-    key = {"n": point.n, "width": point.width, "mass": point.mass, "seed": point.seed}
-    pair = key | {"replaced": 1, "replacement": 7}
-    return {
-        "summary": pd.DataFrame([pair | {"measured_sup": 0.5, "measured_l2": 0.5}]),
-        "trajectories": pd.DataFrame([pair | {"step": step} for step in range(3)]),
-        "spectra": pd.DataFrame([key | {"step": 0, "quantile": 0.0, "eigenvalue": 1.0}]),
-        "assumptions": pd.DataFrame([pair | {"assumption": "drift", "verdict": "violated"}]),
-    }
 
 
 @pytest.fixture
