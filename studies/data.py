@@ -51,9 +51,11 @@ def subset_plan(
     """
     largest, needed = max(sizes), max(sizes) + replacements + held_out
     if needed > rows:
+        most = rows - replacements - held_out
+        advice = f"n={most} or less, or fewer held_out" if most > 0 else "fewer replacements or held_out"
         raise ValueError(
             f"the data set has {rows} rows, but n={largest} with {held_out} held-out rows and {replacements} "
-            f"replacements needs {needed}; write n={max(rows - replacements - held_out, 1)} or less, or fewer held_out"
+            f"replacements needs {needed}; write {advice}"
         )
     shuffled = np.random.default_rng(HELD_OUT_ENTROPY).permutation(rows)
     kept_out, pool = shuffled[:held_out], np.sort(shuffled[held_out:])

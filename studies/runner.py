@@ -37,7 +37,7 @@ def run_study(
     check_device(study)
     check_enough_rows(study)
     to_do = store.open_folder(out, study, provenance(command))
-    trial = [point for point in to_do if point.n == min(study.grid.n)]
+    trial = {point for point in to_do if point.n == min(study.grid.n)}
     # Long ones first: no worker is left alone with one at the end. But before them the quick ones that try the step.
     to_do.sort(key=lambda point: (point not in trial, -work(point)))
     points = study.points()

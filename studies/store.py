@@ -105,12 +105,12 @@ def read_study(out: str | Path) -> Study:
     config = Path(out) / "config.toml"
     try:
         if "provenance" not in tomllib.loads(config.read_text(encoding="utf-8")):
-            raise FolderError(f"not a results folder: {out}'s config.toml has no [provenance]; give another --out")
+            raise FolderError(f"not a results folder: {out}'s config.toml has no [provenance]; give another folder")
         return Study.from_toml(config)
     except FileNotFoundError:
         raise FolderError(f"{out} is not a results folder: it has no config.toml") from None
     except (ConfigError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{out} is not a results folder of this version: {error}; give another --out") from error
+        raise FolderError(f"{out} is not a results folder of this version: {error}; give another folder") from error
 
 
 def write_config(out: Path, study: Study, provenance: Mapping[str, Any]) -> None:

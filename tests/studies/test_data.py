@@ -66,6 +66,8 @@ def test_too_few_rows():
     assert len(plan(100, [76], 4, 20, 0).train) == 76
     with pytest.raises(ValueError, match=r"100 rows, but n=77 .* needs 101; write n=76 or less"):
         plan(100, [6, 77], 4, 20, 0)
+    with pytest.raises(ValueError, match="needs 121; write fewer replacements or held_out"):
+        plan(100, [1], 100, 20, 0)
     check_enough_rows(Study.from_toml("digits", ["n=1593"]))
     with pytest.raises(ValueError, match="1797 rows"):
         check_enough_rows(Study.from_toml("digits", ["n=6,1594"]))
