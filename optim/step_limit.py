@@ -17,11 +17,21 @@ class StepTooLargeError(ValueError):
         self.lr, self.limit, self.where = lr, limit, where
         super().__init__(
             f"{where + ': ' if where else ''}lr = {lr:g} is too large: the step needs lr < 2/λ_max = {limit:.4g}; "
-            f"write lr = {0.9 * limit:.1g} or less"
+            f"write lr = {round_down(0.9 * limit):g} or less"
         )
 
     def __reduce__(self):  # the message is not the argument: a copy from another process is made from its parts
         return type(self), (self.lr, self.limit, self.where)
+
+
+def round_down(value: float) -> float:
+    """The first digit of a positive number, for advice that must not round up past a limit.
+
+    >>> round_down(0.0567), round_down(1.99)
+    (0.05, 1.0)
+    """
+    digit, exponent = f"{value:.15e}".split("e")
+    return float(f"{digit[0]}e{exponent}")
 
 
 def auto_lr(blocks: int, scale: str) -> float:

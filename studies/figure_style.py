@@ -162,7 +162,7 @@ def log_y(ax: Axes, low: float, high: float) -> None:
 
     ax.set_yscale("log")
     ax.set_ylim(low, high)
-    short, plain = high / low < 100, low > 1e-3 and high < 1e4
+    short, plain = high < 100 * low, low > 1e-3 and high < 1e4
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=9))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if short or plain else decade(value)))

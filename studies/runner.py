@@ -28,7 +28,7 @@ def run_study(
     not bear the step (ValueError) is reported after the others are done; when none of the smallest n bears the step,
     at once.
     """
-    from optim import StepTooLargeError
+    from optim.step_limit import StepTooLargeError
     from studies.data import check_enough_rows
     from studies.engines import WorkerLost, run_tasks
     from studies.provenance import provenance
@@ -75,7 +75,7 @@ def run_study(
 def _failure(study: Study, failures: Mapping[Point, Exception], ending: str) -> Exception:
     """One error for all points that failed: ValueError where a step was too large, else NumericalError."""
     from nt_kernel.errors import NumericalError
-    from optim import StepTooLargeError
+    from optim.step_limit import StepTooLargeError, round_down
 
     in_order = {point: failures[point] for point in study.points() if point in failures}
     too_large = {point: error for point, error in in_order.items() if isinstance(error, StepTooLargeError)}
@@ -93,16 +93,6 @@ def _failure(study: Study, failures: Mapping[Point, Exception], ending: str) -> 
     if others:
         parts.append(f"{len(others)} of {of} points failed, the first at {others[0]}")
     return (ValueError if too_large else NumericalError)("; ".join(parts) + ending)
-
-
-def round_down(value: float) -> float:
-    """The first digit of a positive number.
-
-    >>> round_down(0.0567), round_down(1.99)
-    (0.05, 1.0)
-    """
-    digit, exponent = f"{value:.15e}".split("e")
-    return float(f"{digit[0]}e{exponent}")
 
 
 def run_point(study: Study, point: Point) -> dict[str, "pd.DataFrame"]:
@@ -136,7 +126,7 @@ def run_point(study: Study, point: Point) -> dict[str, "pd.DataFrame"]:
 def _attempt(study: Study, point: Point):
     """``(tables, seconds)``; a failure of this point comes back in place of the tables, so that other points go on."""
     from nt_kernel.errors import NumericalError
-    from optim import StepTooLargeError
+    from optim.step_limit import StepTooLargeError
 
     start = time.perf_counter()
     try:
