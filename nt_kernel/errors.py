@@ -1,4 +1,28 @@
-"""What can go wrong that is not the caller's fault."""
+"""What can go wrong that is not the caller's fault, and how a wrong name is answered."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` most likely meant, or None.
+
+    >>> nearest("identiy", ["identity", "squared"]), nearest("zzz", ["identity"])
+    ('identity', None)
+    """
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The text for a name that is not among ``known``.
+
+    >>> unknown_name("scale", "means", ["mean", "sum"])
+    "unknown scale 'means'; known are 'mean', 'sum'; did you mean 'mean'?"
+    """
+    known = list(known)
+    close = nearest(name, known)
+    hint = f"; did you mean {close!r}?" if close else ""
+    return f"unknown {what} {name!r}; known are {', '.join(map(repr, known))}{hint}"
 
 
 class NumericalError(RuntimeError):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nt_kernel.linear_output import input_gram
+
 
 @dataclass(frozen=True)
 class LinearPart:
@@ -56,8 +58,7 @@ class LinearPart:
         return gram.mul_(self._input_gram(self.inputs, other.inputs, mass)[..., :, None, :, None])
 
     def _input_gram(self, a: Tensor, b: Tensor, mass: dict[str, float]) -> Tensor:
-        gram = (a @ b.mT) / mass[self.weight] if self.weight else a.new_zeros(*a.shape[:-1], b.shape[-2])
-        return gram + 1 / mass[self.bias] if self.bias else gram
+        return input_gram(a, b, self.weight, self.bias, mass)
 
     def _token_gram(self, other: "LinearPart", mass: dict[str, float]) -> Tensor:
         T, d, o = self.inputs.shape[-2], self.inputs.shape[-1], self.deltas.shape[-1]

@@ -23,6 +23,16 @@ def kron_identity(samples: Tensor, C: int) -> Tensor:
     return out
 
 
+def input_gram(a: Tensor, b: Tensor, weight: str | None, bias: str | None, mass: dict[str, float]) -> Tensor:
+    """a_i·b_j/μ_W + 1/μ_b [..., N, N'] of inputs a, b [..., N, d]; a tensor that is not trained (None) adds nothing.
+
+    >>> input_gram(torch.tensor([[2.0]]), torch.tensor([[3.0]]), "W", "b", {"W": 2.0, "b": 1.0})
+    tensor([[4.]])
+    """
+    gram = (a @ b.mT) / mass[weight] if weight else a.new_zeros(*a.shape[:-1], b.shape[-2])
+    return gram + 1 / mass[bias] if bias else gram
+
+
 @dataclass(frozen=True)
 class LinearOutputPart:
     """Jacobian of an output ``nn.Linear`` with inputs [..., N, d] and C = ``outputs`` units."""
@@ -48,9 +58,7 @@ class LinearOutputPart:
 
     def sample_gram(self, other: "LinearOutputPart", mass: dict[str, float]) -> Tensor:
         """A [..., N, N'], the Gram matrix without its factor I_C."""
-        a, b = self.inputs, other.inputs
-        gram = (a @ b.mT) / mass[self.weight] if self.weight else a.new_zeros(*a.shape[:-1], b.shape[-2])
-        return gram + 1 / mass[self.bias] if self.bias else gram
+        return input_gram(self.inputs, other.inputs, self.weight, self.bias, mass)
 
     def gram(self, other: "LinearOutputPart", mass: dict[str, float]) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]."""

@@ -1,11 +1,12 @@
 """Masses: the positive diagonal D of the layer metric, one number per parameter tensor."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
+
+from nt_kernel.errors import nearest
 
 Mass = float | Mapping[str, float] | Sequence[float]
 
@@ -30,8 +31,8 @@ def resolve_mass(mass: Mass, layers: Mapping[str, Sequence[str]]) -> dict[str, f
         known = set(layers).union(*layers.values())
         for name in by_name:
             if name not in known:
-                close = difflib.get_close_matches(str(name), sorted(known), n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"its layers are {', '.join(map(repr, layers))}"
+                close = nearest(name, sorted(known))
+                hint = f"did you mean {close!r}?" if close else f"its layers are {', '.join(map(repr, layers))}"
                 raise ValueError(f"mass names {name!r}, which is no layer or parameter of this model; {hint}")
         return {p: by_name.get(p, by_name.get(layer, 1.0)) for layer, names in layers.items() for p in names}
     if isinstance(mass, str | bytes) or not isinstance(mass, Sequence | Real | torch.Tensor):

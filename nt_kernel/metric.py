@@ -1,11 +1,11 @@
 """The layer metric G_α = D_α + c·J_αᵀM J_α: steps and kernels through its inner system, never as a matrix."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from nt_kernel.errors import unknown_name
 from nt_kernel.factors import Factor, join_factors
 from nt_kernel.inner import InnerSystem
 from nt_kernel.mass import Mass, resolve_mass
@@ -21,9 +21,7 @@ def scale_factor(scale: str, n: int) -> float:
     0.125
     """
     if scale not in SCALES:
-        close = difflib.get_close_matches(str(scale), SCALES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown scale {scale!r}; known are {', '.join(map(repr, SCALES))}{hint}")
+        raise ValueError(unknown_name("scale", scale, SCALES))
     return {"mean": 1 / n, "sum": 1.0, "none": 0.0}[scale]
 
 

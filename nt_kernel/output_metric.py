@@ -5,14 +5,13 @@ leaving a multiplication out is exact. ``lift`` splits an output gradient into r
 push-through form accurate at small mass (``nt_kernel.metric``).
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import NumericalError
+from nt_kernel.errors import NumericalError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,7 @@ def resolve_output_metric(metric: "str | OutputMetric | Callable") -> OutputMetr
         return metric
     if isinstance(metric, str):
         if metric not in NAMED:
-            close = difflib.get_close_matches(metric, NAMED, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown output metric {metric!r}; known are {', '.join(map(repr, NAMED))}{hint}")
+            raise ValueError(unknown_name("output metric", metric, NAMED))
         return NAMED[metric]
     if callable(metric):
         name = getattr(metric, "__name__", type(metric).__name__)

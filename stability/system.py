@@ -81,6 +81,7 @@ class TwinSystem:
         self.S_targets = targets
 
         start, self.fixed = split_state(model)
+        self.parameters = sum(p.numel() for p in start.values())  # of one network
         self.params = {name: p.expand(len(self.x), *p.shape).clone() for name, p in start.items()}
         if null_twin:
             for p in self.params.values():

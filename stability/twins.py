@@ -12,7 +12,7 @@ from nt_kernel.mass import Mass
 from nt_kernel.output_metric import OutputMetric
 from optim.flow import gradient_flow
 from optim.step_limit import auto_lr, check_lr
-from stability.assumptions import judge
+from stability.assumptions import NULL_SHARE, judge
 from stability.bounds import bound_ladder
 from stability.monitor import QUANTILES, Monitor
 from stability.replacement import Replacement, check_data, duplicate_rows
@@ -134,7 +134,7 @@ def _result(
     rate = float(run["lambda_max_twin"].max())
     null = float(run["null_sup"].max()) if "null_sup" in run else math.nan
     shared = {
-        "parameters": sum(math.prod(p.shape[1:]) for p in system.params.values()), "outputs": system.p, "lr": lr,
+        "parameters": system.parameters, "outputs": system.p, "lr": lr,
         "steps": len(run["xi"]) - 1, "xi": xi, "mu": min(system.mass.values()), "lambda_max": lambda_max,
         "lambda_max_twin": rate, "null_sup": null, "train_loss": float(run["train_loss"][-1]),
     }  # fmt: skip
@@ -170,9 +170,8 @@ def _result(
 def _why_singular(system: TwinSystem, x: Tensor) -> str:
     """What forces λ_min(H) = 0, in words; "" if nothing does."""
     reasons = []
-    parameters = sum(math.prod(p.shape[1:]) for p in system.params.values())
-    if system.n * system.p > parameters:
-        reasons.append(f"n·p = {system.n * system.p} > {parameters} parameters")
+    if system.n * system.p > system.parameters:
+        reasons.append(f"n·p = {system.n * system.p} > {system.parameters} parameters")
     if rows := duplicate_rows(x):
         reasons.append(f"inputs {rows[0]} and {rows[1]} of S are equal")
     return " and ".join(reasons)
@@ -184,8 +183,8 @@ def _flags(xi: float, structural: str, system: TwinSystem, z: Replacement, x: Te
         flags.append(f"xi = 0: {structural or 'λ_min(H) cannot be told from rounding'}")
     if torch.equal(z.x, x[z.index]) and torch.equal(z.target, system.S_targets[z.index]):
         flags.append("the replacement equals the original")
-    if row["null_sup"] > 1e-3 * row["measured_sup"] > 0:
-        flags.append("rounding alone (null twin) makes more than 0.1 % of the divergence")
+    if row["null_sup"] > NULL_SHARE * row["measured_sup"] > 0:
+        flags.append(f"rounding alone (null twin) makes more than {100 * NULL_SHARE:g} % of the divergence")
     return flags
 
 
