@@ -1,7 +1,16 @@
-"""Eigenvalues of kernel matrices, and a lower bound of the smallest that rounding cannot fake."""
+"""Eigenvalues of kernel matrices, the model of their rounding, and the numbers that sum a spectrum up.
+
+What is here of rounding is a first-order model. Bounds that hold without one are in ``nt_kernel.certified``.
+"""
+
+import math
 
 import torch
 from torch import Tensor
+
+from nt_kernel.errors import unknown_name
+
+EFFECTIVE_RANKS = ("entropy", "participation", "intrinsic")
 
 # From this size of c·K on, R = (I − S⁻¹)/c is how a kernel may be formed (``nt_kernel.inner``): its rounding is that of the
 # identity, whatever the size of K. Below, K − cKS⁻¹K is used, whose rounding is that of K.
@@ -59,3 +68,73 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
 def largest_block_eigenvalues(blocks: Tensor) -> Tensor:
     """λ_max of each symmetric block, [..., p, p] → [...]."""
     return torch.linalg.eigvalsh(blocks)[..., -1]
+
+
+def effective_rank(eigenvalues: Tensor, kind: str = "entropy") -> Tensor:
+    """How many eigenvalues carry a positive semidefinite matrix, [..., P] → [...]: between 1 and its rank, 0 for A = 0.
+
+    With p = λ/tr(A):
+
+    - "entropy": exp(−Σ p log p) (O. Roy and M. Vetterli, *The effective rank*, EUSIPCO 2007; singular values there);
+    - "participation": tr(A)²/tr(A²) = 1/Σ p², the participation ratio;
+    - "intrinsic": tr(A)/λ_max = 1/max p, the intrinsic dimension (J. A. Tropp, *Matrix concentration inequalities*, §7.1).
+
+    They are the exponentials of p's Rényi entropies of order 1, 2 and ∞: intrinsic ≤ participation ≤ entropy ≤ rank.
+
+    Raises ValueError for an unknown kind, an empty spectrum, NaN or inf, and eigenvalues more negative than
+    :func:`rounding_radius` explains; those within it count as 0.
+
+    >>> effective_rank(torch.tensor([0.0, 2.0, 2.0])), effective_rank(torch.tensor([1.0, 3.0]), "intrinsic")
+    (tensor(2.0000, dtype=torch.float64), tensor(1.3333, dtype=torch.float64))
+    """
+    if kind not in EFFECTIVE_RANKS:
+        raise ValueError(unknown_name("kind of effective rank", kind, EFFECTIVE_RANKS))
+    values = _nonnegative(eigenvalues)
+    largest = values.amax(-1, keepdim=True)
+    values = values / torch.where(largest > 0, largest, 1.0)  # from here on only A = 0 sums to less than 1
+    if kind == "intrinsic":
+        return values.sum(-1)
+    if kind == "participation":
+        return values.sum(-1).square() / values.square().sum(-1).clamp_min(1.0)
+    total = values.sum(-1, keepdim=True)
+    entropy = torch.special.entr(values / total.clamp_min(1.0)).sum(-1)
+    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
+
+
+def effective_dimension(eigenvalues: Tensor, ridge: float) -> Tensor:
+    """tr(A(A + ridge·I)⁻¹) = Σ λ/(λ + ridge) of a positive semidefinite matrix, [..., P] → [...], between 0 and its rank.
+
+    The degrees of freedom of kernel ridge regression (T. Zhang, Neural Computation 17, 2005). For K and ridge = n·γ with
+    the usual empirical risk, for H or K/n with ridge = γ.
+
+    Raises ValueError for a ridge that is not a positive finite number; otherwise as :func:`effective_rank`.
+
+    >>> effective_dimension(torch.tensor([0.0, 1.0, 3.0]), ridge=1.0)
+    tensor(1.2500, dtype=torch.float64)
+    """
+    if not 0 < ridge < math.inf:
+        raise ValueError(
+            f"ridge is {ridge}, expected a finite number > 0; at 0 it would be the rank, which no rounding leaves"
+        )
+    values = _nonnegative(eigenvalues)
+    return (values / (values + ridge)).sum(-1)
+
+
+def _nonnegative(eigenvalues: Tensor) -> Tensor:
+    """Eigenvalues [..., P] in float64, what rounding made negative set to 0."""
+    given = torch.as_tensor(eigenvalues)
+    if given.is_complex() or given.ndim == 0 or given.shape[-1] == 0:
+        raise ValueError(
+            f"eigenvalues are {given.dtype} {list(given.shape)}, expected real numbers [..., P] with P ≥ 1"
+        )
+    values = given.to(torch.float64)
+    if not torch.isfinite(values).all():
+        raise ValueError("eigenvalues hold NaN or inf, expected finite numbers")
+    dtype = given.dtype if given.is_floating_point() else torch.float64
+    radius = rounding_radius(values.shape[-1], 1.0, dtype) * values.abs().amax(-1, keepdim=True)
+    if (values < -radius).any():
+        raise ValueError(
+            f"eigenvalues hold {values.min().item():.3g}, expected those of a positive semidefinite matrix; "
+            "write eigenvalues.clamp_min(0) where the negative part is to be left out"
+        )
+    return values.clamp_min(0.0)

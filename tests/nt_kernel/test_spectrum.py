@@ -1,4 +1,6 @@
-"""Eigenvalues and the rounding radius around them."""
+"""Eigenvalues, the rounding radius around them, and the numbers that sum them up."""
+
+import math
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from nt_kernel import generalized_ntk
 from nt_kernel.spectrum import (
+    effective_dimension,
+    effective_rank,
     kernel_error_scale,
     largest_block_eigenvalues,
     rounding_radius,
@@ -87,3 +91,93 @@ def test_equal_inputs_never_get_a_positive_rate_whatever_the_size_of_the_kernel(
     x = torch.randn(3, 4, dtype=torch.float64)
     x[2] = x[0]
     assert generalized_ntk(model, x, mass=10**log_mass, scale=scale).xi == 0.0
+
+
+SPECTRA = st.lists(st.floats(0, 1e6), min_size=1, max_size=12)
+
+
+@given(SPECTRA, st.sampled_from([1e-200, 1e-3, 1.0, 1e150]))
+def test_effective_ranks_are_ordered_between_1_and_the_rank(values, unit):
+    values = torch.tensor(values, dtype=F64) * unit
+    entropy, participation, intrinsic = (
+        effective_rank(values, kind).item() for kind in ("entropy", "participation", "intrinsic")
+    )
+    rank = (values > 0).sum().item()
+    if values.max() == 0:
+        assert entropy == participation == intrinsic == 0
+        return
+    slack = 1 + 1e-12
+    assert intrinsic * slack >= 1
+    assert intrinsic <= participation * slack
+    assert participation <= entropy * slack
+    assert entropy <= rank * slack
+
+
+def test_effective_ranks_against_the_matrix_formulas():
+    A = torch.randn(6, 9, dtype=F64, generator=torch.Generator().manual_seed(0))
+    A = A @ A.mT
+    values = torch.linalg.eigvalsh(A)
+    p = values / A.trace()
+    assert effective_rank(values).item() == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-13)
+    assert effective_rank(values, "participation").item() == pytest.approx((A.trace() ** 2 / (A @ A).trace()).item())
+    assert effective_rank(values, "intrinsic").item() == pytest.approx((A.trace() / torch.linalg.norm(A, 2)).item())
+
+
+def test_effective_rank_of_a_flat_spectrum_is_its_rank():
+    values = torch.tensor([0.0, 0.0, 5.0, 5.0, 5.0])
+    for kind in ("entropy", "participation", "intrinsic"):
+        assert effective_rank(values, kind).item() == pytest.approx(3, rel=1e-14)
+
+
+def test_effective_dimension_against_the_trace():
+    A = torch.randn(6, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
+    A = A @ A.mT
+    ridge = 0.3
+    reference = torch.linalg.solve(A + ridge * torch.eye(6, dtype=F64), A).trace().item()
+    assert effective_dimension(torch.linalg.eigvalsh(A), ridge).item() == pytest.approx(reference, rel=1e-12)
+
+
+@given(SPECTRA, st.floats(1e-6, 1e6), st.floats(1, 100))
+def test_effective_dimension_falls_with_the_ridge_from_the_rank(values, ridge, factor):
+    values = torch.tensor(values, dtype=F64)
+    found = effective_dimension(values, ridge).item()
+    assert 0 <= found <= (values > 0).sum().item()
+    assert found <= values.sum().item() / ridge * (1 + 1e-12)
+    assert effective_dimension(values, ridge * factor).item() <= found * (1 + 1e-12)
+
+
+def test_summaries_of_stacked_spectra_and_of_rounded_zeros():
+    stack = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 4.0]], dtype=F64)
+    assert effective_rank(stack).shape == effective_dimension(stack, 1.0).shape == (2,)
+    assert effective_rank(stack)[1].item() == 1
+    assert effective_rank(stack)[0].item() == effective_rank(stack[0]).item()
+    assert effective_rank(torch.tensor([-1e-16, 1.0], dtype=F64)).item() == 1
+    assert effective_rank(torch.tensor([-1e-7, 1.0])).item() == 1  # float32 knows its own zeros
+    mixed = torch.tensor([[-1e-10, 1.0], [1e9, 1e9]], dtype=F64)
+    with pytest.raises(ValueError, match="positive semidefinite"):
+        effective_rank(mixed)  # each spectrum has its own radius
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (torch.tensor([]), "P ≥ 1"),
+        (torch.tensor(1.0), "P ≥ 1"),
+        (torch.tensor([1j]), "real numbers"),
+        (torch.tensor([1.0, math.nan]), "NaN or inf"),
+        (torch.tensor([-1.0, 1.0]), "positive semidefinite"),
+    ],
+)
+def test_bad_spectra_are_named(values, text):
+    with pytest.raises(ValueError, match=text):
+        effective_rank(values)
+    with pytest.raises(ValueError, match=text):
+        effective_dimension(values, 1.0)
+
+
+def test_bad_options_of_the_summaries_are_named():
+    with pytest.raises(ValueError, match="did you mean 'entropy'"):
+        effective_rank(torch.ones(2), "entropie")
+    for ridge in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="ridge is"):
+            effective_dimension(torch.ones(2), ridge)
