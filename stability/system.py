@@ -67,6 +67,11 @@ class TwinSystem:
         self.trained = self.V + null_twin
         self.c = scale_factor(scale, self.n)
         self.metric = resolve_output_metric(output_metric)
+        if not self.metric.pointwise:
+            raise ValueError(
+                f"output_metric {self.metric.name!r} belongs to the samples it was made for (their targets or draws), and "
+                "twins put another sample in place of one of them; take a metric that is a function of the outputs alone"
+            )
         self.held_out = held_out
         self.rows = rows_on_S(self.n, replacements, x.device)
         self.replaced = torch.tensor([z.index for z in replacements], device=x.device)

@@ -37,7 +37,11 @@ WITHOUT_EFFECT = frozenset({"title", "question", "workers"})
 # With more points than this a grid is a slip of the keyboard, and listing them alone would take minutes.
 MOST_POINTS = 100_000
 # lr = "auto" is half the limit that λ_max(H) ≤ N gives, which holds for the mean-scaled metric with M = I only.
-AUTO_LR_NEEDS = {"optimizer": ("woodbury",), "scale": ("mean",), "output_metric": ("identity", "squared")}
+AUTO_LR_NEEDS = {
+    "optimizer": ("woodbury",),
+    "scale": ("mean",),
+    "output_metric": ("identity", "squared", "fisher_gaussian"),
+}
 
 
 class ConfigError(ValueError):
@@ -149,7 +153,15 @@ class Study(_Table):
     title: str = ""
     question: str = ""
     optimizer: Literal["woodbury", "sgd"] = "woodbury"
-    output_metric: Literal["identity", "squared", "cross_entropy"] = "identity"
+    output_metric: Literal[
+        "identity",
+        "squared",
+        "cross_entropy",
+        "logistic",
+        "fisher_gaussian",
+        "fisher_categorical",
+        "fisher_bernoulli",
+    ] = "identity"
     scale: Literal["mean", "sum", "none"] = "mean"
     loss: Literal["squared"] = "squared"
     lr: Annotated[float | str, PlainValidator(_positive_or_auto)] = 0.1
