@@ -1,52 +1,93 @@
-"""One pass over a model: outputs, inputs and output sensitivities of its linear layers, Jacobians of everything else.
+"""One pass over a model: outputs, features and output sensitivities of its weights, Jacobians of everything else.
 
 ``observe`` is a pure function of parameters and inputs (``torch.func`` throughout), so that it runs under ``vmap`` over
-stacked twins. What it captures of which layer is fixed beforehand in a :class:`Plan` (``nt_kernel.plan`` makes it).
+stacked twins. What it captures is fixed beforehand in a :class:`Plan` (``nt_kernel.plan`` makes it).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nt_kernel.errors import NumericalError
+from nt_kernel.structures import Call, Structure, structure_of
+from nt_kernel.transparent import composition_of, run_batchable, uncompiled
 
 _OBSERVING: ContextVar[bool] = ContextVar("nt_kernel_observing", default=False)
 
 
 @dataclass(frozen=True)
-class LinearSite:
-    """A linear layer with structure: which of its tensors are trained, and the shape of one sample's pre-activation."""
+class Layout:
+    """Where the samples are in a call's arrays: dimension ``axis``, alone or folded with T positions.
 
+    ``fold`` is "" ([…, N, …]), "samples" (N·T, sample by sample) or "positions" (T·N, position by position).
+    """
+
+    axis: int
+    fold: str = ""
+
+    def samples_first(self, t: Tensor, N: int, lead: int) -> Tensor:
+        """[lead…, as called] → [lead…, N, …].
+
+        >>> Layout(0, "positions").samples_first(torch.tensor([0, 1, 0, 1]), 2, 0)
+        tensor([[0, 0],
+                [1, 1]])
+        """
+        axis = lead + self.axis
+        if self.fold:
+            sizes = (N, -1) if self.fold == "samples" else (-1, N)
+            t = t.unflatten(axis, sizes)
+            axis += self.fold == "positions"
+        return t.movedim(axis, lead)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One captured call: the ``index``-th call of a registered function on trained parameters.
+
+    ``weight`` and ``bias`` are the full names of the tensors it explains (None: not trained, or explained otherwise);
+    ``shape`` is that of the call's output.
+    """
+
+    index: int
+    structure: Structure
     weight: str | None
     bias: str | None
-    shape: tuple[int, ...]  # (…, o)
+    weight_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    layout: Layout
+    options: tuple
     is_output: bool = False  # its output is the model's: δ is the identity and need not be computed
+    contracted: bool = False  # its per-sample Jacobian is formed at once, δ is not kept
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How each trainable parameter is seen: ``linear`` by structure, ``explicit`` by its per-sample Jacobian.
+    """How each trainable parameter is seen: by the calls that use it, or (``explicit``) by its per-sample Jacobian.
 
     ``layers`` maps every layer to its parameters, in ``named_parameters()`` order.
     """
 
     layers: dict[str, tuple[str, ...]]
-    linear: dict[str, LinearSite] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
     explicit: tuple[str, ...] = ()
     output: Callable | None = None
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Outputs [N, C]; by layer the inputs [N, …, d] and sensitivities [N, C, …, o]; by parameter the Jacobian [N, C, P]."""
+    """Outputs [N, C]; by call the features and sensitivities [C, …] as called, or where these are contracted the
+    Jacobians of "weight" and "bias" [N, C, P]; by parameter the explicit Jacobian [N, C, P]."""
 
     outputs: Tensor
-    inputs: dict[str, Tensor]
-    deltas: dict[str, Tensor]
+    features: dict[int, Tensor]
+    deltas: dict[int, Tensor]
+    sums: dict[int, dict[str, Tensor]]
     jacobians: dict[str, Tensor]
 
 
@@ -59,7 +100,8 @@ def observing() -> bool:
 def _observation() -> Iterator[None]:
     token = _OBSERVING.set(True)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         _OBSERVING.reset(token)
 
@@ -83,12 +125,60 @@ def batch_size(x) -> int:
     return sizes.pop()
 
 
-def run_model(model: nn.Module, state: dict[str, Tensor], x, output: Callable | None = None) -> Tensor:
+def select_samples(x, which) -> tuple:
+    """The inputs at some samples (a slice or an index list); what is not a tensor stays."""
+    return tuple(t[which] if isinstance(t, Tensor) else t for t in as_inputs(x))
+
+
+class Watch(TorchFunctionMode):
+    """Sees the registered calls on the named parameters in their order, and hands each result to ``see``.
+
+    ``see(index, structure, call, weight, bias, out)`` returns what the model goes on with. Without ``see`` the mode only
+    makes fused functions transparent.
+    """
+
+    def __init__(self, names: dict[int, str] | None = None, see: Callable | None = None):
+        super().__init__()
+        self.names, self.see, self.count = names or {}, see, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        composed = composition_of(func)
+        if composed is not None:
+            with self:
+                out = composed(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        structure = structure_of(func) if self.see else None
+        out = run_batchable(func, args, kwargs)
+        if structure and structure.commutes and id(args[0]) in self.names:
+            args = (*args[1:], args[0])
+        call = structure.bind(*args, **kwargs) if structure else None
+        if call is None or not isinstance(out, Tensor):
+            return out
+        weight, bias = self.names.get(id(call.weight)), self.names.get(id(call.bias))
+        if weight is None and bias is None:
+            return out
+        self.count += 1
+        return self.see(self.count - 1, structure, call, weight, bias, out)
+
+
+def run_model(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    x,
+    output: Callable | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
     """The model's outputs as [N, C], run functionally on ``state`` (parameters and buffers by name)."""
     N = as_inputs(x)[0].shape[0]
-    with _observation():
-        y = torch.func.functional_call(model, state, as_inputs(x))
-    return flatten_outputs(y, N, output)
+    return flatten_outputs(call_model(model, state, x, watch), N, output)
+
+
+def call_model(model: nn.Module, state: dict[str, Tensor], x, watch: Watch | None = None):
+    """What the model returns, run functionally and observed."""
+    with _observation(), watch or Watch():
+        return torch.func.functional_call(model, state, as_inputs(x))
 
 
 def flatten_outputs(y, N: int, output: Callable | None = None) -> Tensor:
@@ -123,45 +213,114 @@ def check_finite(x, y: Tensor) -> None:
 def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: dict[str, Tensor], x) -> Observation:
     """See the model to first order at ``params``; pure, and safe under ``torch.func.vmap``.
 
-    A zero added to each captured pre-activation z makes ∂y/∂z a vector-Jacobian product that needs no parameter
+    A zero added to the output z of each captured call makes ∂y/∂z a vector-Jacobian product that needs no parameter
     gradient; one product per output serves all samples, because samples do not interact.
     """
     N = as_inputs(x)[0].shape[0]
     state = {**params, **buffers}
     like = next(iter(params.values()))
+    names = {id(value): name for name, value in params.items()}
+    sites = {site.index: site for site in plan.sites}
 
-    def perturbed(shift: dict[str, Tensor]):
-        inputs: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for layer in plan.linear:
-                hook = _capture_hook(layer, inputs, shift.get(layer))
-                handle = submodule(model, layer).register_forward_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            return run_model(model, state, x, plan.output), inputs
+    def perturbed(shift: dict[int, Tensor]):
+        features: dict[int, Tensor] = {}
 
-    shift = {n: like.new_zeros(N, *site.shape) for n, site in plan.linear.items() if not site.is_output}
-    deltas: dict[str, Tensor] = {}
+        def see(index: int, structure: Structure, call: Call, weight, bias, out: Tensor) -> Tensor:
+            site = sites.get(index)
+            if site is None:
+                return out
+            _check_path(site, structure, weight, bias)
+            features[index] = call.features()
+            return out + shift[index] if index in shift else out
+
+        return run_model(model, state, x, plan.output, Watch(names, see)), features
+
+    shift = {i: like.new_zeros(()).expand(site.shape) for i, site in sites.items() if not site.is_output}
+    deltas, sums = {}, {}
     if shift:
-        y, pull_back, inputs = torch.func.vjp(perturbed, shift, has_aux=True)
-        unit = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None, :].expand(-1, N, -1)  # [C, N, C]
-        (pulled,) = torch.func.vmap(pull_back)(unit)  # [C, N, …, o]
-        deltas = {layer: delta.movedim(0, 1) for layer, delta in pulled.items()}
+        y, pull_back, features = torch.func.vjp(perturbed, shift, has_aux=True)
+        deltas, sums = _sensitivities(pull_back, y, Contraction(plan.sites, features, N))
+        features = {i: f for i, f in features.items() if i not in sums}
     else:
-        y, inputs = perturbed(shift)
-    return Observation(y, inputs, deltas, _explicit_jacobians(model, plan, state, x))
+        y, features = perturbed(shift)
+    return Observation(y, features, deltas, sums, _explicit_jacobians(model, plan, state, x))
 
 
-def submodule(model: nn.Module, layer: str) -> nn.Module:
-    """The module behind a layer name ("." is the root)."""
-    return model.get_submodule("" if layer == "." else layer)
+# From this many entries of all δ of one output on, a pass for each output is faster than one batched pass for all: what it
+# works on stays in the cache, and no derivative is expanded by its batching rule.
+ONE_BY_ONE = 2**18
 
 
-def _capture_hook(layer: str, inputs: dict[str, Tensor], shift: Tensor | None):
-    def hook(module, args, kwargs, out):
-        inputs[layer] = args[0] if args else kwargs["input"]
-        return out if shift is None else out + shift
+class Contraction:
+    """Per-sample Jacobians of weight and bias out of the δ of the contracted calls."""
 
-    return hook
+    def __init__(self, sites: Sequence[Site], features: dict[int, Tensor], N: int):
+        self.N, self.sites, self.wanted = N, {}, {}
+        for site in sites:
+            if site.contracted:
+                self.sites[site.index] = site
+                sides = self.wanted.setdefault(site.index, set())  # two sites where weight and bias go separate ways
+                sides |= {side for side, name in (("weight", site.weight), ("bias", site.bias)) if name}
+        self.inputs = {
+            i: site.structure.inputs(site.layout.samples_first(features[i], N, 0), 0, site)
+            for i, site in self.sites.items()
+        }
+
+    def __call__(self, deltas: dict[int, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """{call: {"weight": J, "bias": J}}, [N, C, P] each; takes the δ [C, …] it uses out of ``deltas``."""
+        sums = {}
+        for i, site in self.sites.items():
+            delta = site.layout.samples_first(deltas.pop(i), self.N, 1).movedim(0, 1)
+            both = site.structure.contract(self.inputs[i], site.structure.deltas(delta, 0, site), site)
+            sums[i] = {side: J for side, J in zip(("weight", "bias"), both, strict=True) if side in self.wanted[i]}
+        return sums
+
+
+def _sensitivities(pull_back: Callable, y: Tensor, contraction: Contraction) -> tuple[dict, dict]:
+    """∂y_{ic}/∂z of every call for every output, [C, …], and what the contraction makes of the others."""
+    N, C = y.shape
+    if C == 1:
+        deltas = {i: delta[None] for i, delta in pull_back(torch.ones_like(y))[0].items()}
+        return deltas, contraction(deltas)
+    unit = torch.eye(C, dtype=y.dtype, device=y.device)[:, None, :].expand(-1, N, -1)  # [C, N, C]
+    found = pull_back(unit[0])[0]
+    if sum(delta.numel() for delta in found.values()) < ONE_BY_ONE:
+        deltas = torch.func.vmap(pull_back)(unit)[0]
+        return deltas, contraction(deltas)
+    kept, sums = {i: [] for i in found if i not in contraction.sites}, []
+    for c in range(C):
+        found = pull_back(unit[c])[0] if c else found
+        for i, deltas in kept.items():
+            deltas.append(found.pop(i))
+        sums.append(contraction({i: delta[None] for i, delta in found.items()}))
+    joined = {
+        i: {side: torch.cat([each[i].pop(side) for each in sums], 1) for side in sides}
+        for i, sides in contraction.wanted.items()
+    }
+    return {i: _stacked(deltas) for i, deltas in kept.items()}, joined
+
+
+def _stacked(deltas: list[Tensor]) -> Tensor:
+    """[C, …] whose memory keeps the order of the entries, with the outputs just outside the innermost dimension.
+
+    That is [N, positions, C, features] for a convolution in channels-last format: what its products want to read.
+    """
+    try:
+        order = sorted(range(deltas[0].dim()), key=deltas[0].stride, reverse=True)
+    except RuntimeError:  # a tensor wrapped by vmap has no strides
+        return torch.stack(deltas)
+    stacked = torch.stack([delta.permute(order) for delta in deltas], -2)
+    back = [order.index(k) for k in range(len(order))]
+    last = len(order) - 1
+    return stacked.permute(last, *(k + (k == last) for k in back))
+
+
+def _check_path(site: Site, structure: Structure, weight: str | None, bias: str | None) -> None:
+    if structure is not site.structure or (site.weight or weight) != weight or (site.bias or bias) != bias:
+        raise ValueError(
+            f"the model's forward took another path than on its first use: where {site.weight or site.bias!r} was used, "
+            f"now {weight or bias!r} is; a forward that branches on its data has no fixed layer factors"
+        )
 
 
 def _explicit_jacobians(model: nn.Module, plan: Plan, state: dict[str, Tensor], x) -> dict[str, Tensor]:

@@ -1,10 +1,15 @@
-"""The fallback: the per-sample Jacobian of one parameter, formed explicitly. Exact for whatever has no structure."""
+"""The per-sample Jacobian of one parameter as an array: the fallback for whatever has no structure, and the form of small
+parameters (gains and biases of normalisations, grouped convolutions), whose Jacobian is a sum over positions."""
 
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
+
+from nt_kernel.forms import Flat
+from nt_kernel.linear import inverse_root
+from nt_kernel.mass import Masses, RowColumnMass
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class ExplicitPart:
     jacobian: Tensor
     name: str
     shape: tuple[int, ...]
-    kind = "explicit"
+    kind: str = "explicit"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -29,15 +34,14 @@ class ExplicitPart:
     def rows(self, n: int) -> "ExplicitPart":
         return replace(self, jacobian=self.jacobian[..., :n, :, :])
 
-    def gram(self, other: "ExplicitPart", mass: dict[str, float]) -> Tensor:
-        """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
-        J, J2 = self.jacobian, other.jacobian
-        flat = J.flatten(-3, -2) @ J2.flatten(-3, -2).mT
-        return flat.unflatten(-1, J2.shape[-3:-1]).unflatten(-3, J.shape[-3:-1]) / mass[self.name]
-
-    def block_gram(self, mass: dict[str, float]) -> Tensor:
-        """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
-        return self.jacobian @ self.jacobian.mT / mass[self.name]
+    def forms(self, mass: Masses) -> list:
+        """J D^(−1/2) as forms (``nt_kernel.forms``)."""
+        mu = mass[self.name]
+        if isinstance(mu, RowColumnMass):
+            mu = mu.full(self.shape)
+        if isinstance(mu, Tensor):
+            return [Flat(self.jacobian * inverse_root(mu.flatten(), self.jacobian))]
+        return [Flat(self.jacobian if mu == 1 else self.jacobian * mu**-0.5)]
 
     def jvp(self, tangent: dict[str, Tensor]) -> Tensor:
         """J u, [..., N, C]."""
@@ -49,7 +53,7 @@ class ExplicitPart:
 
     def vjp(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀ v for v [..., N, C], by parameter name."""
-        flat = torch.einsum("...ncp,...nc->...p", self.jacobian, v)
+        flat = (v.flatten(-2)[..., None, :] @ self.jacobian.flatten(-3, -2))[..., 0, :]
         return {self.name: flat.unflatten(-1, self.shape) if self.shape else flat[..., 0]}
 
     def dense(self) -> dict[str, Tensor]:

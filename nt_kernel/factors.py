@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from nt_kernel.capture import Observation, batch_size, observe
+from nt_kernel.embedding import EmbeddingPart
 from nt_kernel.explicit import ExplicitPart
 from nt_kernel.linear import LinearPart
 from nt_kernel.linear_output import LinearOutputPart
-from nt_kernel.mass import Mass, resolve_mass
-from nt_kernel.plan import Plan, make_plan, parts_of, split_state
+from nt_kernel.mass import Mass, Masses, resolve_mass
+from nt_kernel.plan import Plan, fast_formats, make_plan, parts_of, split_state
+from nt_kernel.tiles import Form, blocks_of, gram_of
 
-Part = LinearPart | LinearOutputPart | ExplicitPart
+Part = LinearPart | LinearOutputPart | EmbeddingPart | ExplicitPart
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Factor:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """How each parameter is seen: ``"linear"`` (structured) or ``"explicit"``."""
+        """How each parameter is seen: "linear", "convolution", "normalisation", "embedding", or "explicit"."""
         by_name = {name: part.kind for part in self.parts for name in part.names}
         return {name: by_name[name] for name in self.shapes}
 
@@ -47,27 +49,42 @@ class Factor:
         """The factor on its first n samples."""
         return Factor(self.name, tuple(part.rows(n) for part in self.parts), self.shapes)
 
+    def forms(self, mass: Mass = 1.0) -> list[Form]:
+        """J D^(−1/2) as the forms that Gram products are made of (``nt_kernel.forms``)."""
+        mass = self.resolved_mass(mass)
+        return [form for part in self.parts for form in part.forms(mass)]
+
     def gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
         """J D⁻¹J'ᵀ, [..., N, C, N', C]; ``other`` is the same layer seen on other points (default: the same).
 
-        ``mass`` (μ, the entries of D): a number, or a dict by parameter or layer name.
+        ``mass`` (μ, the entries of D): a number, or a dict by parameter or layer name (``nt_kernel.mass``).
         """
-        other, mass = other or self, self.resolved_mass(mass)
-        return _total(a.gram(b, mass) for a, b in zip(self.parts, other.parts, strict=True))
+        if other is None or other is self:
+            return gram_of(self.forms(mass))
+        mine, theirs = matching(self, other)
+        return gram_of(mine.forms(mass), theirs.forms(mass))
 
-    @property
-    def decouples(self) -> bool:
+    def decouples(self, mass: Mass = 1.0) -> bool:
         """True where J D⁻¹Jᵀ = A ⊗ I_C (an output layer): :meth:`sample_gram` then says it all."""
-        return len(self.parts) == 1 and isinstance(self.parts[0], LinearOutputPart)
+        (part, *more) = self.parts
+        return not more and isinstance(part, LinearOutputPart) and part.decouples(self.resolved_mass(mass))
 
     def sample_gram(self, other: "Factor | None" = None, mass: Mass = 1.0) -> Tensor:
         """A [..., N, N'] of a factor that decouples."""
-        return self.parts[0].sample_gram((other or self).parts[0], self.resolved_mass(mass))
+        (form,), (second,) = self.forms(mass), (other or self).forms(mass)
+        return form.sample_gram(second)
+
+    def explicit(self) -> "Factor":
+        """The same factor with every Jacobian formed."""
+        parts = []
+        for part in self.parts:
+            for name, J in part.dense().items():
+                parts.append(ExplicitPart(J, name, tuple(self.shapes[name]), part.kind))
+        return Factor(self.name, tuple(sorted(parts, key=lambda part: part.name)), self.shapes)
 
     def block_gram(self, mass: Mass = 1.0) -> Tensor:
         """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
-        mass = self.resolved_mass(mass)
-        return _total(part.block_gram(mass) for part in self.parts)
+        return blocks_of(self.forms(mass))
 
     def block_norms(self) -> Tensor:
         """Spectral norms ‖J_i‖₂ of the per-sample Jacobians of this layer, [..., N]."""
@@ -107,15 +124,21 @@ class Factor:
         """P, the number of parameters."""
         return sum(prod(shape) for shape in self.shapes.values())
 
-    def resolved_mass(self, mass: Mass) -> dict[str, float]:
+    def resolved_mass(self, mass: Mass) -> Masses:
         """{parameter: μ} of this layer, checked (``nt_kernel.mass``)."""
         if isinstance(mass, dict) and mass.keys() >= self.shapes.keys():  # for the whole model or more
             mass = {name: mass[name] for name in self.shapes}
-        return resolve_mass(mass, {self.name: tuple(self.shapes)})
+        return resolve_mass(mass, {self.name: tuple(self.shapes)}, self.shapes)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, terms)  # sum() would start by adding 0, a copy of the first Gram matrix
+
+
+def matching(a: Factor, b: Factor) -> tuple[Factor, Factor]:
+    """The same layer on two point sets in the same parts, by explicit Jacobians where their plans differ."""
+    alike = [(type(part), part.names) for part in a.parts] == [(type(part), part.names) for part in b.parts]
+    return (a, b) if alike else (a.explicit(), b.explicit())
 
 
 def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tuple[Tensor, dict[str, Factor]]:
@@ -142,7 +165,7 @@ def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tup
     batch_size(x)
     plan = make_plan(model, x, output)
     params, fixed = split_state(model)
-    observation = observe(model, plan, params, fixed, x)
+    observation = observe(model, plan, fast_formats(plan, params), fixed, x)
     return observation.outputs, factors_of(plan, observation, {n: p.shape for n, p in params.items()})
 
 
@@ -178,7 +201,7 @@ def stacked_layer_factors(
 
     def one(values, points):
         seen = observe(model, plan, values, fixed, points)
-        return seen.outputs, seen.inputs, seen.deltas, seen.jacobians
+        return seen.outputs, seen.features, seen.deltas, seen.sums, seen.jacobians
 
     observation = Observation(*torch.func.vmap(one)(dict(params), x))
     return observation.outputs, factors_of(plan, observation, {n: p.shape[1:] for n, p in params.items()})

@@ -1,13 +1,12 @@
-"""The Jacobian of a linear layer as a structured operator: inputs and output sensitivities, no Jacobian formed.
+"""The Jacobian of a weight that multiplies: linear layers and ungrouped convolutions, no Jacobian formed.
 
-For z_i = W a_i + b and δ_{ic} = ∂y_{ic}/∂z_i the Jacobian is an outer product, ∂y_{ic}/∂W = δ_{ic} a_iᵀ and
-∂y_{ic}/∂b = δ_{ic}, so
+For z_{is} = W a_{is} + b at the positions s of sample i (one, or tokens, patches, repeated calls) and the sensitivities
+δ_{ics} = ∂y_{ic}/∂z_{is}, the Jacobian is a sum of outer products, ∂y_{ic}/∂W = Σ_s δ_{ics} a_{is}ᵀ, ∂y_{ic}/∂b = Σ_s δ_{ics}.
+Masses fold into a and δ, the bias becomes one more input of value 1/√μ_b: then
 
-    (J D⁻¹Jᵀ)_{(i,c),(j,d)} = (a_i·a_j/μ_W + 1/μ_b)(δ_{ic}·δ_{jd}),
+    (J D⁻¹Jᵀ)_{(i,c),(j,d)} = Σ_{s,t} (a_{is}·a_{jt}/μ_W + 1/μ_b)(δ_{ics}·δ_{jdt}).
 
-two small Gram matrices multiplied entry by entry. Where a sample passes the layer at several positions s (tokens),
-J_i = Σ_s δ_{is} ⊗ a_{is} and the product becomes the double sum over s and t. All arrays may carry leading batch
-dimensions (stacked twins), written ``...``.
+All arrays may carry leading batch dimensions (stacked twins), written ``...``.
 """
 
 from dataclasses import dataclass, replace
@@ -15,22 +14,45 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nt_kernel.linear_output import input_gram
+from nt_kernel.forms import Flat, Outer, Weighted, outer_sums
+from nt_kernel.mass import Masses, ParameterMass, RowColumnMass
+from nt_kernel.positions import Positions
+
+
+def bordered_inputs(inputs: Tensor, weight: str | None, bias: str | None, mass: Masses) -> Tensor:
+    """[a/√μ_W, 1/√μ_b]: the inputs [..., d] with scalar masses folded in; a tensor that is not trained adds nothing.
+
+    >>> bordered_inputs(torch.tensor([[3.0]]), "W", "b", {"W": 9.0, "b": 4.0})
+    tensor([[1.0000, 0.5000]])
+    """
+    columns = []
+    if weight:
+        columns.append(inputs if mass[weight] == 1 else inputs * mass[weight] ** -0.5)
+    if bias:
+        columns.append(inputs.new_full((*inputs.shape[:-1], 1), mass[bias] ** -0.5))
+    return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
+
+
+def inverse_root(mass: ParameterMass, like: Tensor) -> Tensor | float:
+    """D^(−1/2) of a number or tensor, in the type of ``like``."""
+    return mass.to(like).rsqrt() if isinstance(mass, Tensor) else mass**-0.5
 
 
 @dataclass(frozen=True)
 class LinearPart:
-    """Jacobian of the ``weight`` and/or ``bias`` of one ``nn.Linear``; a name is None where that tensor is not trained.
+    """Jacobian of a ``weight`` [o, …] (d entries a row) and/or ``bias`` [o]; a name is None where it is not trained.
 
-    ``inputs`` [..., N, d], ``deltas`` [..., N, C, o]; with ``tokens`` [..., N, T, d] and [..., N, C, T, o].
+    ``inputs`` [..., N, T, d], ``deltas`` [..., N, C, T, o] with T positions; ``shape`` is the weight's, [d, o] with
+    ``transposed`` (z = aW).
     """
 
     inputs: Tensor
     deltas: Tensor
     weight: str | None
     bias: str | None
-    tokens: bool = False
-    kind = "linear"
+    shape: tuple[int, ...]
+    kind: str = "linear"
+    transposed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,99 +65,72 @@ class LinearPart:
         return replace(self, inputs=self.inputs[which], deltas=self.deltas[which])
 
     def rows(self, n: int) -> "LinearPart":
-        skip = (slice(None),) * (2 if self.tokens else 1)
-        return replace(
-            self, inputs=self.inputs[(..., slice(n), *skip)], deltas=self.deltas[(..., slice(n), slice(None), *skip)]
-        )
+        return replace(self, inputs=self.inputs[..., :n, :, :], deltas=self.deltas[..., :n, :, :, :])
 
-    def gram(self, other: "LinearPart", mass: dict[str, float]) -> Tensor:
-        """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
-        if self.tokens:
-            return self._token_gram(other, mass)
-        deltas, other_deltas = self.deltas.flatten(-3, -2), other.deltas.flatten(-3, -2)  # [..., NC, o]
-        N, C, M = self.deltas.shape[-3], self.deltas.shape[-2], other.deltas.shape[-3]
-        gram = (deltas @ other_deltas.mT).unflatten(-1, (M, C)).unflatten(-3, (N, C))
-        return gram.mul_(self._input_gram(self.inputs, other.inputs, mass)[..., :, None, :, None])
+    def forms(self, mass: Masses) -> list:
+        """J D^(−1/2) as forms (``nt_kernel.forms``): one where the masses are numbers."""
+        if not any(isinstance(mass[name], Tensor | RowColumnMass) for name in self.names):
+            if not self.weight:
+                return [Flat(self.deltas.sum(-2) * mass[self.bias] ** -0.5)]
+            return [self._form(bordered_inputs(self.inputs, self.weight, self.bias, mass), self.deltas)]
+        forms = []
+        if self.weight:
+            forms.append(self._weight_form(mass[self.weight]))
+        if self.bias:
+            forms.append(Flat(self.deltas.sum(-2) * inverse_root(mass[self.bias], self.deltas)))
+        return forms
 
-    def _input_gram(self, a: Tensor, b: Tensor, mass: dict[str, float]) -> Tensor:
-        return input_gram(a, b, self.weight, self.bias, mass)
+    def _form(self, inputs: Tensor, deltas: Tensor) -> Outer | Positions:
+        if self.inputs.shape[-2] == 1:
+            return Outer(inputs[..., 0, :], deltas[..., 0, :])
+        return Positions(inputs, deltas)
 
-    def _token_gram(self, other: "LinearPart", mass: dict[str, float]) -> Tensor:
-        T, d, o = self.inputs.shape[-2], self.inputs.shape[-1], self.deltas.shape[-1]
-        N, C, M = self.inputs.shape[-3], self.deltas.shape[-3], other.inputs.shape[-3]
-        # Multiplications of the two routes: all position pairs, or the small per-sample matrices Σ_s δ_s ⊗ a_s.
-        pairs = N * M * T * T * (d + C * C * (o + 1))
-        summed = (N + M) * C * T * o * d + N * M * C * C * o * d
-        if summed <= pairs:
-            total = 0
-            for left, right, name in zip(self._summed(), other._summed(), (self.weight, self.bias), strict=True):
-                if name:  # [..., N, C, P]
-                    flat = left.flatten(-3, -2) @ right.flatten(-3, -2).mT
-                    total = total + flat.unflatten(-1, (M, C)).unflatten(-3, (N, C)) / mass[name]
-            return total
-        rows = []
-        for i in range(N):  # one sample against all: [..., C, T, M, C, T] at most
-            a = self._input_gram(self.inputs[..., i, :, :], other.inputs.flatten(-3, -2), mass)  # [..., T, MT]
-            delta = self.deltas[..., i, :, :, :].flatten(-3, -2) @ other.deltas.flatten(-4, -2).mT  # [..., CT, M C T]
-            delta = delta.unflatten(-1, (M, C, T)).unflatten(-4, (C, T))
-            rows.append(torch.einsum("...csmdt,...smt->...cmd", delta, a.unflatten(-1, (M, T))))
-        return torch.stack(rows, -4)
-
-    def _token_block_gram(self, mass: dict[str, float]) -> Tensor:
-        C, T, o, d = self.deltas.shape[-3], *self.deltas.shape[-2:], self.inputs.shape[-1]
-        if C * T * o * d + C * C * o * d <= T * T * (d + C * C * (o + 1)):  # the cheaper route, as in _token_gram
-            parts = zip(self._summed(), (self.weight, self.bias), strict=True)
-            return sum(J @ J.mT / mass[name] for J, name in parts if name)
-        deltas = self.deltas.flatten(-3, -2)  # [..., N, CT, o]
-        delta = (deltas @ deltas.mT).unflatten(-1, (C, T)).unflatten(-3, (C, T))
-        return torch.einsum("...csdt,...st->...cd", delta, self._input_gram(self.inputs, self.inputs, mass))
-
-    def _summed(self) -> tuple[Tensor | None, Tensor | None]:
-        """Σ_s δ_s ⊗ a_s [..., N, C, o·d] and Σ_s δ_s [..., N, C, o]."""
-        if not self.tokens:
-            outer = (self.deltas[..., None] * self.inputs[..., None, None, :]).flatten(-2)
-            return outer if self.weight else None, self.deltas if self.bias else None
-        outer = (self.deltas.mT @ self.inputs[..., None, :, :]).flatten(-2)
-        return outer if self.weight else None, self.deltas.sum(-2) if self.bias else None
-
-    def block_gram(self, mass: dict[str, float]) -> Tensor:
-        """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
-        if self.tokens:
-            return self._token_block_gram(mass)
-        squares = self.inputs.square().sum(-1)  # [..., N]
-        scale = squares / mass[self.weight] if self.weight else torch.zeros_like(squares)
-        scale = scale + 1 / mass[self.bias] if self.bias else scale
-        return (self.deltas @ self.deltas.mT) * scale[..., None, None]
+    def _weight_form(self, mass: ParameterMass) -> "Outer | Positions | Weighted":
+        if isinstance(mass, RowColumnMass):
+            o, d = (inverse_root(side.flatten(), self.deltas) for side in (mass.row, mass.column))
+            o, d = (d, o) if self.transposed else (o, d)
+            return self._form(self.inputs * d, self.deltas * o)
+        if isinstance(mass, Tensor):
+            full = inverse_root(mass, self.deltas).reshape(mass.shape[0], -1)
+            return Weighted(self.inputs, self.deltas, full.mT if self.transposed else full)
+        return self._form(self.inputs * mass**-0.5, self.deltas)
 
     def jvp(self, tangent: dict[str, Tensor]) -> Tensor:
         """J u, [..., N, C]: the change of z under the tangent, contracted with δ."""
-        dz = 0  # [..., N, (T,) o]
+        T = self.inputs.shape[-2]
+        dz: Tensor | None = None  # [..., N·T, o]
         if self.weight in tangent:
-            W = tangent[self.weight]
-            dz = dz + self.inputs @ (W.mT[..., None, :, :] if self.tokens else W.mT)
+            u = tangent[self.weight]
+            if len(self.shape) > 2:
+                u = u.flatten(-len(self.shape) + 1)
+            dz = self.inputs.flatten(-3, -2) @ (u if self.transposed else u.mT)
         if self.bias in tangent:
-            b = tangent[self.bias]
-            dz = dz + (b[..., None, None, :] if self.tokens else b[..., None, :])
-        if not torch.is_tensor(dz):
-            return self.deltas.new_zeros(self.deltas.shape[: -2 if self.tokens else -1])
-        if self.tokens:
-            return torch.einsum("...ncto,...nto->...nc", self.deltas, dz)
-        return (self.deltas @ dz[..., None])[..., 0]
+            b = tangent[self.bias][..., None, :]
+            dz = b.expand(*b.shape[:-2], self.inputs.shape[-3] * T, b.shape[-1]) if dz is None else dz + b
+        if dz is None:
+            return self.deltas.new_zeros(self.deltas.shape[:-2])
+        dz = dz.unflatten(-2, (-1, T)).flatten(-2)  # [..., N, T·o]
+        return (dz[..., None, :] @ self.deltas.flatten(-2).mT)[..., 0, :]
 
     def vjp(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀ v for v [..., N, C], by parameter name."""
+        weighted = (v[..., None, :] @ self.deltas.flatten(-2))[..., 0, :]  # [..., N, T·o]
+        weighted = weighted.unflatten(-1, self.deltas.shape[-2:]).flatten(-3, -2)  # [..., N·T, o]
         out = {}
-        if self.tokens:
-            weighted = torch.einsum("...ncto,...nc->...nto", self.deltas, v).flatten(-3, -2)  # [..., NT, o]
-            inputs = self.inputs.flatten(-3, -2)
-        else:
-            weighted, inputs = (v[..., None, :] @ self.deltas)[..., 0, :], self.inputs  # [..., N, o], [..., N, d]
         if self.weight:
-            out[self.weight] = weighted.mT @ inputs
+            inputs = self.inputs.flatten(-3, -2)
+            g = inputs.mT @ weighted if self.transposed else weighted.mT @ inputs
+            out[self.weight] = g.unflatten(-1, self.shape[1:]) if len(self.shape) > 2 else g
         if self.bias:
             out[self.bias] = weighted.sum(-2)
         return out
 
     def dense(self) -> dict[str, Tensor]:
         """{name: J [..., N, C, P]}; for tests and for small layers only."""
-        return {n: J for n, J in zip((self.weight, self.bias), self._summed(), strict=True) if n}
+        out = {}
+        if self.weight:
+            J = outer_sums(self.deltas, self.inputs)
+            out[self.weight] = (J.mT if self.transposed else J).flatten(-2)
+        if self.bias:
+            out[self.bias] = self.deltas.sum(-2)
+        return out

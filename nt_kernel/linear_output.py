@@ -10,27 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-
-def kron_identity(samples: Tensor, C: int) -> Tensor:
-    """A ⊗ I_C as [..., N, C, N', C] from A [..., N, N'].
-
-    >>> kron_identity(torch.tensor([[2.0]]), 2).reshape(2, 2)
-    tensor([[2., 0.],
-            [0., 2.]])
-    """
-    out = samples.new_zeros(*samples.shape[:-1], C, samples.shape[-1], C)
-    out.diagonal(dim1=-3, dim2=-1).copy_(samples[..., None])
-    return out
-
-
-def input_gram(a: Tensor, b: Tensor, weight: str | None, bias: str | None, mass: dict[str, float]) -> Tensor:
-    """a_i·b_j/μ_W + 1/μ_b [..., N, N'] of inputs a, b [..., N, d]; a tensor that is not trained (None) adds nothing.
-
-    >>> input_gram(torch.tensor([[2.0]]), torch.tensor([[3.0]]), "W", "b", {"W": 2.0, "b": 1.0})
-    tensor([[4.]])
-    """
-    gram = (a @ b.mT) / mass[weight] if weight else a.new_zeros(*a.shape[:-1], b.shape[-2])
-    return gram + 1 / mass[bias] if bias else gram
+from nt_kernel.forms import Decoupled
+from nt_kernel.linear import LinearPart, bordered_inputs
+from nt_kernel.mass import Masses, RowColumnMass
 
 
 @dataclass(frozen=True)
@@ -56,20 +38,21 @@ class LinearOutputPart:
     def rows(self, n: int) -> "LinearOutputPart":
         return replace(self, inputs=self.inputs[..., :n, :])
 
-    def sample_gram(self, other: "LinearOutputPart", mass: dict[str, float]) -> Tensor:
-        """A [..., N, N'], the Gram matrix without its factor I_C."""
-        return input_gram(self.inputs, other.inputs, self.weight, self.bias, mass)
+    def decouples(self, mass: Masses) -> bool:
+        """True where the masses treat all outputs alike, as numbers do."""
+        return not any(isinstance(mass[name], Tensor | RowColumnMass) for name in self.names)
 
-    def gram(self, other: "LinearOutputPart", mass: dict[str, float]) -> Tensor:
-        """J D⁻¹J'ᵀ, [..., N, C, N', C]."""
-        return kron_identity(self.sample_gram(other, mass), self.outputs)
+    def forms(self, mass: Masses) -> list:
+        """J D^(−1/2) as forms (``nt_kernel.forms``)."""
+        if self.decouples(mass):
+            return [Decoupled(bordered_inputs(self.inputs, self.weight, self.bias, mass), self.outputs)]
+        return self._spelled_out().forms(mass)
 
-    def block_gram(self, mass: dict[str, float]) -> Tensor:
-        """The diagonal blocks J_i D⁻¹J_iᵀ, [..., N, C, C]."""
-        scale = self.inputs.square().sum(-1) / mass[self.weight] if self.weight else self.inputs.new_zeros(())
-        scale = scale + 1 / mass[self.bias] if self.bias else scale
-        scale = scale.expand(self.inputs.shape[:-1])
-        return torch.diag_embed(scale[..., None].expand(*scale.shape, self.outputs))
+    def _spelled_out(self) -> LinearPart:
+        eye = torch.eye(self.outputs, dtype=self.inputs.dtype, device=self.inputs.device)[:, None, :]
+        deltas = eye.expand(*self.inputs.shape[:-1], *eye.shape)  # [..., N, C, 1, C]
+        shape = (self.outputs, self.inputs.shape[-1])
+        return LinearPart(self.inputs[..., None, :], deltas, self.weight, self.bias, shape)
 
     def jvp(self, tangent: dict[str, Tensor]) -> Tensor:
         """J u, [..., N, C]."""
@@ -91,7 +74,4 @@ class LinearOutputPart:
 
     def dense(self) -> dict[str, Tensor]:
         """{name: J [..., N, C, P]}; for tests."""
-        eye = torch.eye(self.outputs, dtype=self.inputs.dtype, device=self.inputs.device)
-        weight = (eye[:, :, None] * self.inputs[..., None, None, :]).flatten(-2)
-        bias = eye.expand(*self.inputs.shape[:-1], self.outputs, self.outputs)
-        return {n: J for n, J in ((self.weight, weight), (self.bias, bias)) if n}
+        return self._spelled_out().dense()

@@ -1,24 +1,45 @@
-"""Which layer is seen by structure and which explicitly; checked once per model against autograd.
+"""Which parameter is seen by structure and which explicitly; checked once per model against autograd.
 
-The structure of a layer is a guess from its type. The safety net is a random vector: Σ Jᵀv over the captured layers
-must be autograd's gradient of ⟨v, f(x)⟩ for every parameter. A parameter that fails (used twice, tied, read by a
-function behind the module's back) falls back to the explicit Jacobian; one that fails even so makes the model one whose
-samples interact or whose forward is random, and it is refused by name. The check is made at the parameters and at a
-point nearby, because a gate that starts at zero hides whatever stands behind it.
+The structure is read off the calls a first forward pass makes (``nt_kernel.structures``), the place of the samples in
+their arrays off a second pass on another number of samples. The safety net is a random vector: Σ Jᵀv over the captured
+calls must be autograd's gradient of ⟨v, f(x)⟩ for every parameter. A parameter that fails (a use without structure beside
+one with) falls back to the explicit Jacobian; one that fails even so makes the model one whose samples interact or whose
+forward is random, and it is refused by name. The check is made at the parameters and at a point nearby, because a gate
+that starts at zero hides whatever stands behind it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from math import prod
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import UninitializedParameter
 
-from nt_kernel.capture import LinearSite, Plan, as_inputs, batch_size, check_finite, observe, run_model, submodule
+from nt_kernel.capture import (
+    Layout,
+    Observation,
+    Plan,
+    Site,
+    Watch,
+    as_inputs,
+    batch_size,
+    call_model,
+    check_finite,
+    flatten_outputs,
+    observe,
+    run_model,
+    select_samples,
+)
+from nt_kernel.elementwise import repeats_over_samples
 from nt_kernel.explicit import ExplicitPart
-from nt_kernel.linear import LinearPart
 from nt_kernel.linear_output import LinearOutputPart
+from nt_kernel.structures import Names
+from nt_kernel.trail import Trail, first_difference
 
 _PLANS: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -26,14 +47,15 @@ _PLANS: WeakKeyDictionary = WeakKeyDictionary()
 def make_plan(model: nn.Module, x, output=None) -> Plan:
     """The checked plan of ``model`` for inputs like ``x``; made once per model, mode and shape, then remembered.
 
-    Raises ValueError for a model in training mode with dropout or BatchNorm, without trainable parameters, or whose
-    per-sample Jacobian is not what autograd says (samples that interact, a random forward), naming the culprit; for x
-    that is not finite, or parameters that give outputs that are not.
+    Raises ValueError for a model in training mode with dropout or BatchNorm, without trainable parameters, with a forward
+    that torch.func cannot differentiate (a checkpointed block), or whose per-sample Jacobian is not what autograd says
+    (samples that interact, a random forward), naming the culprit; for x that is not finite, or parameters that give
+    outputs that are not.
     """
     key = _signature(model, x, output)
     plans = _PLANS.setdefault(model, {})
     if key not in plans:
-        _refuse_random_modules(model)
+        _refuse_modules(model)
         plans[key] = _checked(model, _guess(model, x, output), x)
     return plans[key]
 
@@ -52,46 +74,85 @@ def trainable_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(trainable parameters, everything else the forward reads), both detached and by name."""
+    """(trainable parameters, everything else the forward reads), both detached and by name.
+
+    Raises ValueError for parameters that are not initialised or not real.
+    """
+    _refuse_parameters(model)
     params, fixed = {}, {name: b.detach() for name, b in model.named_buffers()}
     for name, p in model.named_parameters():
         (params if p.requires_grad else fixed)[name] = p.detach()
     return params, fixed
 
 
-def parts_of(plan: Plan, observation, shapes: dict[str, torch.Size]) -> dict[str, list]:
+def fast_formats(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters, kernels of two-dimensional convolutions in channels-last format.
+
+    On CPU the passes of narrow convolutions are up to four times as fast so. Only where no gradient is taken of them: torch
+    2.13 corrupts memory in the gradient of the kernel of some narrow float32 convolutions in that format.
+    """
+    kernels = {s.weight for s in plan.sites if s.structure.kind == "convolution" and s.options[-1] == 1}
+    return {
+        n: p.contiguous(memory_format=torch.channels_last) if n in kernels and p.dim() == 4 else p
+        for n, p in params.items()
+    }
+
+
+def parts_of(plan: Plan, observation: Observation, shapes: Mapping[str, torch.Size]) -> dict[str, list]:
     """The Jacobian parts of each layer, from one observation."""
-    parts: dict[str, list] = {}
-    for layer, names in plan.layers.items():
-        found = []
-        if layer in plan.linear:
-            site = plan.linear[layer]
-            found.append(_linear_part(site, observation, layer))
-        found += [
-            ExplicitPart(observation.jacobians[n], n, tuple(shapes[n])) for n in names if n in observation.jacobians
-        ]
-        parts[layer] = found
+    lead = observation.outputs.dim() - 2
+    owner = {name: layer for layer, names in plan.layers.items() for name in names}
+    parts: dict[str, list] = {layer: [] for layer in plan.layers}
+    for (weight, bias), sites in _by_tensors(plan.sites).items():
+        parts[owner[weight or bias]] += _parts_of_group(weight, bias, sites, observation, lead)
+    for name, jacobian in observation.jacobians.items():
+        parts[owner[name]].append(ExplicitPart(jacobian, name, tuple(shapes[name])))
     return parts
 
 
-def _linear_part(site: LinearSite, observation, layer: str) -> LinearPart | LinearOutputPart:
-    inputs = observation.inputs[layer]
-    if site.is_output:
-        return LinearOutputPart(inputs, observation.outputs.shape[-1], site.weight, site.bias)
-    deltas, tokens = observation.deltas[layer], len(site.shape) > 1
-    if tokens:  # every dimension between sample and feature is a position within the sample
-        lead = observation.outputs.dim() - 1
-        inputs, deltas = inputs.flatten(lead, -2), deltas.flatten(lead + 1, -2)
-    return LinearPart(inputs, deltas, site.weight, site.bias, tokens)
+def _by_tensors(sites: Sequence[Site]) -> dict[tuple, list[Site]]:
+    groups: dict[tuple, list[Site]] = {}
+    for site in sites:
+        groups.setdefault((site.weight, site.bias), []).append(site)
+    return groups
+
+
+def _parts_of_group(weight, bias, sites: list[Site], seen: Observation, lead: int) -> list:
+    N, first = seen.outputs.shape[-2], sites[0]
+    if first.is_output:
+        features = first.layout.samples_first(seen.features[first.index], N, lead)
+        return [LinearOutputPart(features, seen.outputs.shape[-1], weight, bias)]
+    if first.contracted:
+        parts = []
+        for side, name, shape in (("weight", weight, first.weight_shape), ("bias", bias, first.bias_shape)):
+            if name:
+                J = reduce(torch.add, (seen.sums[site.index][side] for site in sites))
+                parts.append(ExplicitPart(J, name, shape, first.structure.kind))
+        return parts
+    pieces = []
+    for site in sites:
+        features = site.layout.samples_first(seen.features[site.index], N, lead)
+        deltas = site.layout.samples_first(seen.deltas[site.index], N, lead + 1).movedim(lead, lead + 1)
+        pieces.append((site.structure.inputs(features, lead, site), site.structure.deltas(deltas, lead, site)))
+    return first.structure.parts(pieces, Names(weight, bias, first.weight_shape), first.options)
 
 
 def _signature(model: nn.Module, x, output) -> tuple:
     inputs = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else repr(t) for t in as_inputs(x))
+    _refuse_parameters(model)
     state = tuple((n, p.requires_grad, tuple(p.shape)) for n, p in model.named_parameters())
     return inputs, state, tuple((type(m), m.training) for m in model.modules()), output
 
 
-def _refuse_random_modules(model: nn.Module) -> None:
+def _refuse_parameters(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(f"parameter {name!r} is not initialised (a lazy layer): run the model on its inputs once")
+        if p.requires_grad and not p.is_floating_point():
+            raise ValueError(f"parameter {name!r} is {p.dtype}; layer factors are real: freeze it or make it real")
+
+
+def _refuse_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
         random = isinstance(module, _DropoutNd) and module.p > 0
         if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
@@ -107,39 +168,137 @@ def _refuse_random_modules(model: nn.Module) -> None:
             )
 
 
+class _Record:
+    """The registered calls of one forward pass, in order."""
+
+    def __init__(self, model: nn.Module, x, output):
+        params, fixed = split_state(model)
+        self.calls: list[tuple] = []
+        with Trail(model) as self.trail:
+            watch = Watch({id(p): n for n, p in params.items()}, self._see)
+            try:
+                self.out = call_model(model, {**params, **fixed}, x, watch)
+                self.y = flatten_outputs(self.out, len(as_inputs(x)[0]), output)
+            except RuntimeError as error:
+                shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in as_inputs(x) if isinstance(t, Tensor))
+                raise ValueError(
+                    f"the model cannot run on x of shape {shapes} (in layer {self.trail.culprit!r}): "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+
+    def _see(self, index, structure, call, weight, bias, out: Tensor) -> Tensor:
+        self.calls.append((structure, call, weight, bias, out, _version(out)))
+        return out
+
+
 def _guess(model: nn.Module, x, output) -> Plan:
     layers = trainable_layers(model)
     if not layers:
         raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
-    calls: dict[str, list] = {layer: [] for layer in layers}
-    final: list = []
-    N, handles = batch_size(x), []
-    for layer in layers:
-        module = submodule(model, layer)
-        if type(module) is nn.Linear:
-            record = calls[layer]
-            hook = lambda m, a, k, out, r=record: r.append((out, _version(out)))  # noqa: E731
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    handles.append(model.register_forward_hook(lambda m, a, out: final.append(out)))
-    try:
-        run_model(model, {k: v for part in split_state(model) for k, v in part.items()}, x, output)
-    except RuntimeError as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in as_inputs(x) if isinstance(t, Tensor))
-        raise ValueError(f"the model cannot run on x of shape {shapes}: {str(error).splitlines()[0]}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    linear = {}
-    for layer, outs in calls.items():
-        if len(outs) == 1 and outs[0][0].dim() >= 2 and outs[0][0].shape[0] == N:
-            own = {n.rpartition(".")[2]: n for n in layers[layer]}
-            out, version = outs[0]
-            untouched = version is not None and version == _version(out)  # no in-place activation after it
-            last = output is None and out is final[-1] and untouched and out.dim() == 2
-            linear[layer] = LinearSite(own.get("weight"), own.get("bias"), tuple(out.shape[1:]), last)
-    structured = {n for site in linear.values() for n in (site.weight, site.bias)}
-    explicit = tuple(n for names in layers.values() for n in names if n not in structured)
-    return Plan(layers, linear, explicit, output)
+    N = batch_size(x)
+    here = _Record(model, x, output)
+    check_finite(x, here.y)
+    _refuse_random(here, _Record(model, x, output))
+    other = _Record(model, select_samples(x, slice(0, 1) if N > 1 else [0, 0]), output)
+    _refuse_interaction(here, other)
+    sites = []
+    if [c[:1] + c[2:4] for c in here.calls] == [c[:1] + c[2:4] for c in other.calls]:
+        for index, (mine, theirs) in enumerate(zip(here.calls, other.calls, strict=True)):
+            site = _site(index, mine, theirs, N, here.out if output is None else None)
+            if site is not None:
+                sites.append(site)
+    sites = _separated(sites, layers)
+    return _with_explicit(Plan(layers, tuple(sites), (), output), _mixed(sites), N)
+
+
+def _site(index: int, mine: tuple, theirs: tuple, N: int, final) -> Site | None:
+    structure, call, weight, bias, out, version = mine
+    layout = _layout(out, theirs[4], N)
+    if layout is None:
+        return None
+    untouched = version is not None and version == _version(out)  # no in-place activation after it
+    last = out is final and untouched and out.dim() == 2 and structure.kind == "linear" and call.options == ()
+    shape = tuple(call.weight.shape) if isinstance(call.weight, Tensor) else tuple(call.bias.shape)
+    if structure.kind == "elementwise" and not repeats_over_samples(shape, out.shape, layout.axis):
+        return None
+    bias_shape = tuple(call.bias.shape) if isinstance(call.bias, Tensor) else ()
+    return Site(index, structure, weight, bias, shape, bias_shape, tuple(out.shape), layout, call.options, last)
+
+
+def _layout(out: Tensor, other: Tensor, N: int) -> Layout | None:
+    """Where the samples are in a call's output, from the same call on another number of samples; None if unclear."""
+    if out.dim() != other.dim():
+        return None
+    n = 1 if N > 1 else 2
+    moved = [k for k in range(out.dim()) if out.shape[k] != other.shape[k]]
+    if len(moved) != 1:
+        return None
+    (k,) = moved
+    if (out.shape[k], other.shape[k]) == (N, n):
+        return Layout(k)
+    if out.shape[k] % N or out.shape[k] // N * n != other.shape[k]:
+        return None
+    if N == 1:
+        return Layout(k, "samples")
+    by_position = out.unflatten(k, (-1, N)).select(k + 1, 0)
+    close = torch.allclose(by_position, other, rtol=1e-3, atol=1e-6)
+    by_sample = torch.allclose(out.narrow(k, 0, other.shape[k]), other, rtol=1e-3, atol=1e-6)
+    return Layout(k, "positions" if close and not by_sample else "samples")
+
+
+def _separated(sites: list[Site], layers: dict[str, tuple[str, ...]]) -> list[Site]:
+    """Weight and bias as sites of their own where they are not always used together, or belong to two layers."""
+    owner = {name: layer for layer, names in layers.items() for name in names}
+    pairs = {(s.weight, s.bias) for s in sites}
+    partners = {n: [p for p in pairs if n in p] for pair in pairs for n in pair if n is not None}
+    separated = []
+    for site in sites:
+        names = [n for n in (site.weight, site.bias) if n is not None]
+        if len({owner[n] for n in names}) == 1 and all(len(partners[n]) == 1 for n in names):
+            separated.append(site)
+        else:
+            kept = ((site.weight, None), (None, site.bias))
+            separated += [replace(site, weight=w, bias=b) for w, b in kept if w or b]
+    return separated
+
+
+def _mixed(sites: list[Site]) -> list[str]:
+    """Parameters that are used in two ways, whose cross terms no structure has."""
+    uses: dict[str, set] = {}
+    for site in sites:
+        for name in (site.weight, site.bias):
+            if name is not None:
+                uses.setdefault(name, set()).add((site.structure.kind, site.options[-1:]))
+    return [name for name, ways in uses.items() if len(ways) > 1]
+
+
+def _with_explicit(plan: Plan, names: Sequence[str], N: int) -> Plan:
+    """The plan with ``names``, and all that no call explains, seen explicitly."""
+    sites = []
+    for site in plan.sites:
+        weight, bias = (None if n in names else n for n in (site.weight, site.bias))
+        if weight or bias:
+            sites.append(replace(site, weight=weight, bias=bias))
+    # Where a tensor is used several times the last call's δ is the identity, but the others' are not.
+    shared = {s.index for group in _by_tensors(sites).values() if len(group) > 1 for s in group}
+    sites = [replace(s, is_output=False) if s.index in shared else s for s in sites]
+    contracted = {s.index for group in _by_tensors(sites).values() if _contracts(group, N) for s in group}
+    sites = [replace(s, contracted=s.index in contracted) for s in sites]
+    seen = {n for site in sites for n in (site.weight, site.bias)}
+    explicit = tuple(n for own in plan.layers.values() for n in own if n not in seen)
+    return replace(plan, sites=tuple(sites), explicit=explicit)
+
+
+def _contracts(group: Sequence[Site], N: int) -> bool:
+    """True where the per-sample Jacobian is smaller than the δ of all positions, or there is no other way."""
+    first = group[0]
+    if first.structure.parts is None or (first.structure.kind == "convolution" and first.options[-1] > 1):
+        return True
+    if first.is_output or first.structure.contract is None:
+        return False
+    features = first.weight_shape[1 if first.options == ("transposed",) else 0]
+    positions = sum(prod(site.shape) for site in group) // (N * features)
+    return positions > prod(first.weight_shape) // features
 
 
 def _version(out: Tensor) -> int | None:
@@ -149,7 +308,6 @@ def _version(out: Tensor) -> int | None:
 
 def _checked(model: nn.Module, plan: Plan, x) -> Plan:
     params, fixed = split_state(model)
-    check_finite(x, run_model(model, {**params, **fixed}, x, plan.output))
     plan = _checked_at(model, plan, params, fixed, x)
     draw = torch.Generator().manual_seed(1)
     nearby = {name: _jittered(p, draw) for name, p in params.items()}
@@ -165,14 +323,10 @@ def _jittered(p: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _checked_at(model: nn.Module, plan: Plan, params: dict[str, Tensor], fixed: dict[str, Tensor], x) -> Plan:
-    y, pull_back = torch.func.vjp(lambda values: run_model(model, {**values, **fixed}, x, plan.output), params)
-    draw = torch.Generator().manual_seed(0)
-    v = torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
-    (expected,) = pull_back(v)
-    _refuse_interaction(model, {**params, **fixed}, x, y, plan.output)
+    v, expected = _autograd(model, plan, params, fixed, x)
     wrong = _disagreement(model, plan, params, fixed, x, v, expected)
     if wrong:
-        plan = _fall_back(plan, wrong)
+        plan = _with_explicit(plan, wrong, len(v))
         wrong = _disagreement(model, plan, params, fixed, x, v, expected)
     if wrong:
         raise ValueError(
@@ -182,16 +336,41 @@ def _checked_at(model: nn.Module, plan: Plan, params: dict[str, Tensor], fixed: 
     return plan
 
 
-def _refuse_interaction(model: nn.Module, state: dict[str, Tensor], x, y: Tensor, output) -> None:
-    if len(y) < 2:
-        return
-    first = tuple(t[:1] if isinstance(t, Tensor) else t for t in as_inputs(x))
-    gap = (run_model(model, state, first, output)[0] - y[0]).norm().item()
-    if not gap <= torch.finfo(y.dtype).eps ** 0.5 * (1 + y[0].norm().item()):
+def _autograd(model: nn.Module, plan: Plan, params, fixed, x) -> tuple[Tensor, dict[str, Tensor]]:
+    """A random v [N, C] and autograd's Jᵀv for every parameter."""
+    with Trail(model) as trail:
+        try:
+            y, pull_back = torch.func.vjp(lambda values: run_model(model, {**values, **fixed}, x, plan.output), params)
+            draw = torch.Generator().manual_seed(0)
+            v = torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
+            return v, pull_back(v)[0]
+        except RuntimeError as error:
+            raise ValueError(
+                f"layer {trail.culprit!r} cannot be differentiated by torch.func, which layer factors rest on: "
+                f"{str(error).splitlines()[0]} (switch activation checkpointing off: it saves memory in training only)"
+            ) from error
+
+
+def _refuse_random(first: _Record, second: _Record) -> None:
+    if not torch.equal(first.y, second.y) and not _close(first.y, second.y):
         raise ValueError(
-            f"sample 0 gives another output alone than in its batch (they differ by {gap:.2g}): the samples of this model "
-            "interact, or its forward is random; neither has a per-sample Jacobian"
+            f"layer {first_difference(first.trail, second.trail)!r} is random: two runs on the same x differ by "
+            f"{(first.y - second.y).norm().item():.2g}, and a random forward has no Jacobian (model.eval()?)"
         )
+
+
+def _refuse_interaction(whole: _Record, alone: _Record) -> None:
+    small, large = sorted((whole, alone), key=lambda record: len(record.y))
+    if not _close(small.y[0], large.y[0]):
+        raise ValueError(
+            f"sample 0 gives another output alone than in its batch (they differ by "
+            f"{(small.y[0] - large.y[0]).norm().item():.2g}): the samples of this model interact in layer "
+            f"{first_difference(large.trail, small.trail)!r}, and have no Jacobian of their own"
+        )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return (a - b).norm().item() <= torch.finfo(a.dtype).eps ** 0.5 * (1 + a.norm().item())
 
 
 def _disagreement(model, plan: Plan, params, fixed, x, v: Tensor, expected: dict[str, Tensor]) -> list[str]:
@@ -200,16 +379,6 @@ def _disagreement(model, plan: Plan, params, fixed, x, v: Tensor, expected: dict
     found: dict[str, Tensor] = {}
     for part in (part for layer in parts.values() for part in layer):
         found.update(part.vjp(v))
-    tolerance = torch.finfo(v.dtype).eps ** 0.5
-    floor = tolerance * max(g.norm().item() for g in expected.values())
-    return [n for n, g in expected.items() if not (found[n] - g).norm().item() <= tolerance * (g.norm().item() + floor)]
-
-
-def _fall_back(plan: Plan, wrong: list[str]) -> Plan:
-    linear = {}
-    for layer, site in plan.linear.items():
-        weight, bias = (None if n in wrong else n for n in (site.weight, site.bias))
-        if weight or bias:
-            linear[layer] = replace(site, weight=weight, bias=bias)
-    explicit = [n for names in plan.layers.values() for n in names if n in wrong or n in plan.explicit]
-    return replace(plan, linear=linear, explicit=tuple(explicit))
+    eps = torch.finfo(v.dtype).eps
+    floor = 1000 * eps * max(g.norm().item() for g in expected.values())  # what cancels is known to rounding only
+    return [n for n, g in expected.items() if not (found[n] - g).norm().item() <= eps**0.5 * g.norm().item() + floor]

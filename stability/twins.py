@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.mass import Mass
+from nt_kernel.mass import Mass, smallest_mass
 from nt_kernel.output_metric import OutputMetric
 from optim.flow import gradient_flow
 from optim.step_limit import auto_lr, check_lr
@@ -135,7 +135,7 @@ def _result(
     null = float(run["null_sup"].max()) if "null_sup" in run else math.nan
     shared = {
         "parameters": system.parameters, "outputs": system.p, "lr": lr,
-        "steps": len(run["xi"]) - 1, "xi": xi, "mu": min(system.mass.values()), "lambda_max": lambda_max,
+        "steps": len(run["xi"]) - 1, "xi": xi, "mu": smallest_mass(system.mass), "lambda_max": lambda_max,
         "lambda_max_twin": rate, "null_sup": null, "train_loss": float(run["train_loss"][-1]),
     }  # fmt: skip
     pairs = []

@@ -55,9 +55,9 @@ REFUSED = {
     "shuffled batch": (lambda: two(lambda s, x: s.b(torch.tanh(s.a(x))).flip(0)), "interact"),
     "functional dropout": (
         lambda: two(lambda s, x: s.b(F.dropout(s.a(x), 0.5, training=True))),
-        "its forward is random",
+        "is random: two runs",
     ),
-    "noise": (lambda: two(lambda s, x: s.b(s.a(x) + torch.randn(4, dtype=F64))), "its forward is random"),
+    "noise": (lambda: two(lambda s, x: s.b(s.a(x) + torch.randn(4, dtype=F64))), "is random: two runs"),
     "nothing to train": (lambda: two(lambda s, x: s.b(s.a(x))).requires_grad_(False), "no trainable parameters"),
     "a scalar": (lambda: two(lambda s, x: s.b(s.a(x)).sum()), r"returned shape \(\) for 4 samples"),
     "fewer rows": (lambda: two(lambda s, x: s.b(s.a(x))[:2]), r"returned shape \(2, 2\) for 4 samples"),
@@ -135,7 +135,7 @@ def test_inputs_without_a_common_first_dimension(x):
 
 
 OPTIONS = {
-    "scale": ({"scale": "means"}, r"unknown scale 'means'; known are 'mean', 'sum', 'none'; did you mean 'mean'\?"),
+    "scale": ({"scale": "means"}, r"unknown scale 'means'; known are 'mean', 'sum', 'none', 'mean-jacobian'; did you mean 'mean'\?"),
     "metric": ({"output_metric": "identiti"}, r"unknown output metric 'identiti'.*did you mean 'identity'\?"),
     "blocks": ({"blocks": "layers"}, "blocks must be 'layer' or 'network', got 'layers'"),
     "mass": ({"mass": 0}, "must be positive and finite"),
