@@ -7,19 +7,44 @@ the C outputs as right-hand sides (K = A ⊗ I_C).
 """
 
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nt_kernel.errors import NumericalError
-from nt_kernel.linear_output import kron_identity
+from nt_kernel.factors import Factor
+from nt_kernel.forms import kron_identity
+from nt_kernel.mass import Masses
 from nt_kernel.output_metric import OutputMetric
 from nt_kernel.spectrum import INVERTIBLE, kernel_error_scale
 from nt_kernel.triangular import solve_factored, triangular_inverse
 
 
+@dataclass(frozen=True)
+class Solve:
+    """How an inner system was last solved: "cholesky", "cg" or "none" (c = 0), CG's iterations and its ‖b − Sx‖/‖b‖.
+
+    Cholesky with iterations and a residual took over from CG, which had come that far.
+
+    >>> str(Solve("cg", 5, 3e-5)), str(Solve("cholesky"))
+    ('cg, 5 iterations, residual 3e-05', 'cholesky')
+    """
+
+    solver: str
+    iterations: int = 0
+    residual: float | None = None
+
+    def __str__(self) -> str:
+        if self.residual is None:
+            return self.solver
+        return f"{self.solver}, {self.iterations} iterations, residual {self.residual:.2g}"
+
+
 class InnerSystem:
     """Cholesky of S for a Gram matrix [..., NC, NC], or [..., N, N] with ``decoupled=True`` (then M = I)."""
+
+    last = Solve("cholesky")
 
     def __init__(
         self,
@@ -174,6 +199,23 @@ class InnerSystem:
         pairs = total.unflatten(-1, (-1, self.C)).unflatten(-3, (-1, self.C))
         pairs.diagonal(dim1=-3, dim2=-1).add_(matrix[..., None])
         return total
+
+
+def inner_system(
+    factor: Factor, n: int, mass: Masses, c: float, metric: OutputMetric, y: Tensor, where: str = ""
+) -> tuple[InnerSystem, Tensor]:
+    """The inner system of ``factor`` on its first n points (outputs y [..., N, C]), and K on all its points.
+
+    An output layer under the identity metric is kept as a Gram matrix over samples (``InnerSystem``, decoupled).
+    """
+    own = y[..., :n, :]
+    if factor.decouples(mass) and (c == 0 or metric.factor(own) is None):
+        gram, decoupled = factor.sample_gram(mass=mass), True
+    else:
+        gram, decoupled = factor.gram(mass=mass).flatten(-4, -3).flatten(-2), False
+    size = n if decoupled else n * y.shape[-1]
+    where = f"{where}layer {factor.name!r}"
+    return InnerSystem(gram[..., :size, :size], y.shape[-1], c, metric, own, decoupled=decoupled, where=where), gram
 
 
 def _column_grams(matrix: Tensor, p: int) -> Tensor:

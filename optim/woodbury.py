@@ -9,12 +9,20 @@ from torch import Tensor, nn
 
 from nt_kernel.capture import as_inputs, flatten_outputs, observing
 from nt_kernel.factors import Factor, layer_factors
-from nt_kernel.inner import InnerSystem, apply_blocks
+from nt_kernel.inner import Solve, apply_blocks
 from nt_kernel.mass import Mass, resolve_mass
-from nt_kernel.metric import model_mass, resolve_blocks, scale_factor, solve_metric
+from nt_kernel.metric import (
+    StepSystem,
+    check_scale,
+    check_solver,
+    model_mass,
+    resolve_blocks,
+    scale_factor,
+    solve_metric,
+)
 from nt_kernel.output_metric import OutputMetric, resolve_output_metric
 from nt_kernel.plan import trainable_layers
-from optim.direction import inner_systems, woodbury_direction
+from optim.direction import step_systems, woodbury_direction
 from optim.step_limit import auto_lr, check_lr, checked_rate
 
 
@@ -55,13 +63,17 @@ class Woodbury(torch.optim.Optimizer):
     model: the network (samples must not interact). lr: step size, or "auto" for 1/N (N metric blocks, scale "mean").
     mass: D, a number, one per layer, or a dict by layer or parameter name.
     output_metric: M, "identity", "squared", "cross_entropy", or a callable y → [N, C, C].
-    scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent). blocks: "layer" or "network".
+    scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent), or "mean-jacobian": G = D + J̄ᵀM̄ J̄ with the
+        batch means of the J_i and M_i, whose inner matrix is [C, C]. blocks: "layer" or "network".
+    solver: of the inner systems, "cholesky", "cg" (preconditioned conjugate gradients to 1e-4 in float32, 1e-12 in
+        float64), or "auto", the cheaper one (``nt_kernel.cost_model``). ``solves`` tells how it went.
     check_step: refuse a step with lr·λ_max(L_y H L_yᵀ) ≥ 2, N blocks. At scale "mean" λ_max ≤ N, so lr < 2/N costs nothing;
         beyond that the kernel of every step, [B·C, B·C], is formed and, where its norm does not settle it, its
         eigenvalues. It presumes h = (1/B)Σℓ with ∇²_yℓ ⪯ M (½‖y − a‖² with M = I, cross-entropy with any M here). A loss
         of curvature σ, such as ``MSELoss()`` with σ = 2/C, steps like lr·σ: write ``check_step=False`` and mind the limit.
 
-    ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the bound on λ_max that allowed the last step.
+    ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the bound on λ_max that allowed the last step,
+    ``solves`` {block: :class:`nt_kernel.inner.Solve`} the solver of the last step, its iterations and achieved residual.
 
     Raises ValueError/TypeError for bad hyperparameters, ``StepTooLargeError`` (a ValueError) naming 2/λ_max,
     ``NumericalError`` when the inner system fails.
@@ -86,6 +98,7 @@ class Woodbury(torch.optim.Optimizer):
         output_metric: "str | OutputMetric | Callable" = "identity",
         scale: str = "mean",
         blocks: str = "layer",
+        solver: str = "auto",
         check_step: bool = True,
     ):
         if not isinstance(model, nn.Module):
@@ -96,10 +109,12 @@ class Woodbury(torch.optim.Optimizer):
         if not layers:
             raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
         check_lr(lr)
-        scale_factor(scale, 1)
+        check_scale(scale)
+        check_solver(solver)
         resolve_blocks({}, blocks)
         resolve_mass(mass, layers)
         self.mass, self.scale, self.blocks, self.check_step = mass, scale, blocks, check_step
+        self.solver, self.solves = solver, dict[str, Solve]()
         self.output_metric = resolve_output_metric(output_metric)
         self.lr_is_auto = lr == "auto"
         if self.lr_is_auto:
@@ -179,7 +194,7 @@ class Woodbury(torch.optim.Optimizer):
         y, factors = layer_factors(self.model, x)
         masses = model_mass(factors, self.mass)
         blocks = resolve_blocks(factors, self.blocks)
-        inners = inner_systems(blocks, y, masses, scale_factor(self.scale, len(y)), self.output_metric)
+        inners = step_systems(blocks, y, masses, self.scale, self.output_metric, self.solver)
         if self.check_step:
             self._check(inners, y)
         direction = woodbury_direction(blocks, inners, r, masses)
@@ -188,6 +203,7 @@ class Woodbury(torch.optim.Optimizer):
             if remainder is not None:
                 for p, extra in solve_metric(factor, inners[name], remainder, masses).items():
                     direction[p] = direction[p] + extra
+        self.solves = {name: inner.last for name, inner in inners.items()}
         return direction
 
     def _samples(self) -> tuple[tuple, Tensor]:
@@ -200,9 +216,10 @@ class Woodbury(torch.optim.Optimizer):
         x = tuple(torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*inputs, strict=True))
         return x, torch.cat([flatten_outputs(seen.gradient, len(seen.gradient)) for seen in self._seen])
 
-    def _check(self, inners: dict[str, InnerSystem], y: Tensor) -> None:
-        # With S = I + c·L K Lᵀ every block L R Lᵀ = (I − S⁻¹)/c ≺ I/c, singular M included.
-        n, c = len(y), next(iter(inners.values())).c
+    def _check(self, inners: dict[str, StepSystem], y: Tensor) -> None:
+        # With S = I + c·L K Lᵀ every block L R Lᵀ = (I − S⁻¹)/c ≺ I/c, singular M included; not so for "mean-jacobian".
+        n = len(y)
+        c = 0.0 if self.scale == "mean-jacobian" else scale_factor(self.scale, n)
         bound = len(inners) / (c * n) if c else float("inf")
         lr = max(float(group["lr"]) for group in self.param_groups)
 
