@@ -31,9 +31,9 @@ lint: $(READY) ## style and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY) ## ratios against peers, medians of interleaved runs, into benchmarks/results/
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt nngeometry  # its needs would bring torchvision
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## time, memory and growth against peers, into benchmarks/results/ (about 25 minutes)
+	$(BIN)/python -m benchmarks.peers.install
+	$(BIN)/python -W ignore -m benchmarks
 
 readme: $(READY) ## the README's figure and numbers from results/digits (after make study)
 	$(BIN)/python docs/refresh_readme.py results/digits

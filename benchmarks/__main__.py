@@ -1,6 +1,7 @@
 """``python -m benchmarks``: time us and our peers, interleaved, and write one Markdown table per question."""
 
 import argparse
+import importlib
 import os
 import platform
 import sys
@@ -8,7 +9,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-QUESTIONS = ("gram", "step")
+# Each module has TITLE, ABOUT, CASES, QUICK and report(settings, cases, stem): the body of its page; one that draws writes
+# beside ``stem``. To ask another question, add its line here.
+QUESTIONS = {
+    "gram": "benchmarks.gram",
+    "memory": "benchmarks.memory",
+    "growth": "benchmarks.growth",
+    "solver": "benchmarks.solver",
+    "step": "benchmarks.step",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from benchmarks import gram, step
-    from benchmarks.timing import Settings, table
+    from benchmarks.timing import Settings
 
     if options.device != "cpu" and not options.device.startswith("cuda"):
         raise ValueError(f"--device is {options.device!r}; write cpu or cuda")
@@ -54,30 +62,36 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.threads:
         torch.set_num_threads(options.threads)
-    settings = Settings(rounds=options.rounds or (3 if options.quick else 15), device=options.device)
+    settings = Settings(
+        rounds=options.rounds or (3 if options.quick else 15), device=options.device, workers=not options.quick
+    )
     options.out.mkdir(parents=True, exist_ok=True)
+    device, ending = options.device.partition(":")[0], "-quick" if options.quick else ""
     for name in options.questions or QUESTIONS:
-        question = {"gram": gram, "step": step}[name]
+        question = importlib.import_module(QUESTIONS[name])
         cases = question.QUICK if options.quick else question.CASES
-        rows = table(question.entries(settings, cases), question.RATIO)
-        text = page(question.TITLE, question.ABOUT, rows, [case[0] for case in cases], settings)
-        device = options.device.partition(":")[0]
-        path = options.out / f"{name}-{device}{'-quick' if options.quick else ''}.md"
+        stem = options.out / f"{name}-{device}{ending}"
+        body = question.report(settings, cases, stem)
+        text = page(question.TITLE, question.ABOUT, body, [case[0] for case in cases], settings)
+        path = stem.with_suffix(".md")
         path.write_text(text, encoding="utf-8")
         print(f"{text}\nwritten to {path}\n")
 
 
-def page(title: str, about: str, rows: str, workloads: Sequence[str], settings) -> str:
-    """The Markdown page: what was asked, where and when, how it was timed, the table, the networks."""
+def page(title: str, about: str, body: str, workloads: Sequence[str], settings) -> str:
+    """The Markdown page: what was asked, where and when, how it was timed, the tables, the networks."""
     from benchmarks.workloads import WORKLOADS
 
-    networks = "\n".join(f"- {key}: {WORKLOADS[key]}" for key in dict.fromkeys(workloads))
+    networks = "\n".join(f"- {key}: {WORKLOADS[key]}" for key in dict.fromkeys(workloads) if key in WORKLOADS)
     method = (
-        f"{settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
-        f"{settings.turn * 1e3:.0f} ms or one call. Ratios are taken within a round; median and quartiles over rounds."
+        f"Times: {settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
+        f"{settings.turn * 1e3:.0f} ms or one call; whoever takes over {settings.patience:g} s a call has three rounds, over "
+        f"{10 * settings.patience:g} s one. Ratios are taken within a round; median and quartiles over rounds."
     )
     when = datetime.now(UTC).date().isoformat()
-    return f"# {title}\n\n{about}\n\n{when}; {machine(settings.device)}.\n{method}\n\n{rows}\n\n{networks}\n"
+    return (
+        f"# {title}\n\n{about}\n\n{when}; {machine(settings.device)}.\n{method}\n\n{body}\n\n{networks}".rstrip() + "\n"
+    )
 
 
 def machine(device: str) -> str:

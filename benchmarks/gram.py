@@ -1,21 +1,27 @@
-"""The empirical NTK of a whole network, [N, C, N, C]: layer factors against torch.func and nngeometry."""
+"""The empirical NTK of a whole network, [N, C, N, C]: layer factors against every public tool that can run it."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from functools import reduce
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Contender, Entry, Settings, compare
+from benchmarks.environments import NEURAL_TANGENTS, neural_tangents
+from benchmarks.flops import yardstick
+from benchmarks.rivals import OURS, REFERENCE, RIVALS
+from benchmarks.timing import Contender, Entry, Settings, compare, table
+from benchmarks.worker import WorkerError
 from benchmarks.workloads import WORKLOADS
-from nt_kernel import layer_factors
 
-OURS, REFERENCE = "layer factors", "torch.func jacrev"
 TITLE = "Gram matrix"
 ABOUT = (
     "Full empirical NTK (np × np), from the model and its inputs. `error`: relative Frobenius distance from torch.func "
-    "in the same precision. Our one-time check of a new model against autograd falls into the warm-up, not the times."
+    "in the same precision. Our one-time check of a new model against autograd falls into the warm-up, not the times; so "
+    "does XLA's compilation. neural-tangents runs in its own environment (JAX 0.4.30, jit, `x @ w`, NHWC), by its own watch, "
+    "in turn with the others. `of GEMM rate`: the operations of the structured algorithm's Gram products (benchmarks/"
+    "flops.py; the full matrix, no passes through the network) per second, over the rate of plain torch products "
+    "[np, o]·[o, np] in the same run; symmetry can take it above 1."
 )
 RATIO = "× layer factors"
 CASES = [
@@ -24,69 +30,116 @@ CASES = [
     ("W1", 64, "float64"),
     ("W2", 64, "float32"),
     ("W2", 32, "float64"),
+    ("W3", 32, "float32"),
     ("W4", 256, "float32"),
     ("W4", 1024, "float32"),
     ("W4", 256, "float64"),
+    ("R", 32, "float32"),
+    ("T", 32, "float32"),
 ]
 QUICK = [("W1", 16, "float32"), ("W1", 16, "float64"), ("W2", 8, "float32"), ("W4", 64, "float32")]
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+# How many times faster than the best peer each column should be.
+DEMANDED = {"mlp": 3.0, "cnn": 5.0, "resnet": 5.0, "transformer": 2.0}
+TOO_SLOW = {("R", "curvlinops"): "not timed: 66 s when tried"}
 
 
-def factors_gram(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """Ours: one pass, then two small Gram matrices per layer."""
-    return lambda: reduce(torch.add, (factor.gram() for factor in layer_factors(model, x)[1].values()))
-
-
-def jacrev_gram(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """torch.func: per-sample Jacobians by ``vmap(jacrev)``, contracted by parameter (torch's NTK tutorial)."""
-    params = {name: p.detach() for name, p in model.named_parameters()}
-
-    def one(values: dict[str, Tensor], xi: Tensor) -> Tensor:
-        return torch.func.functional_call(model, values, (xi[None],))[0]
-
-    jacobian = torch.func.vmap(torch.func.jacrev(one), (None, 0))
-
-    def run() -> Tensor:
-        flat = [J.flatten(2) for J in jacobian(params, x).values()]  # [N, C, P]
-        return reduce(torch.add, (torch.einsum("ncp,mdp->ncmd", J, J) for J in flat))
-
-    return run
-
-
-def nngeometry_gram(model: nn.Module, x: Tensor) -> Callable[[], Tensor] | None:
-    """nngeometry's Gram matrix of one full batch; None when it is not installed."""
+def contender(name: str, model: nn.Module, x: Tensor, reference: Tensor) -> Contender:
+    """One of the torch contenders, with its distance from the reference, or with the reason why it cannot."""
     try:
-        from nngeometry.gram import GramMatrix
-        from nngeometry.layercollection import LayerCollection
+        run = RIVALS[name](deepcopy(model), x)  # a copy of its own: hooks left behind would be timed with the others
+        found = run()
     except ImportError:
-        return None
-
-    layers = LayerCollection.from_model(model)
-    # Its axes are [C, N, C, N]. A detached view each time: nngeometry sets requires_grad on what it is given.
-    return lambda: GramMatrix(model, (x.detach(),), layer_collection=layers).to_torch().permute(1, 0, 3, 2)
-
-
-CONTENDERS = {OURS: factors_gram, REFERENCE: jacrev_gram, "nngeometry": nngeometry_gram}
+        return Contender(None)
+    except Exception as error:
+        if name in (OURS, REFERENCE):
+            raise
+        return Contender(None, note=reason(error))
+    return Contender(run, ((found - reference).norm() / reference.norm()).item())
 
 
-def contenders(workload: str, n: int, dtype: str, device: str) -> dict[str, Contender]:
-    """All of them on one network and batch, each with its distance from the reference."""
-    model = WORKLOADS[workload].model(dtype, device)
-    x, _ = WORKLOADS[workload].batch(n, dtype, device)
-    # Each has a copy of its own: hooks that one leaves behind would be timed with the others.
-    runs = {name: make(deepcopy(model), x) for name, make in CONTENDERS.items()}
-    reference = runs[REFERENCE]()
-    size = reference.norm()
-    return {
-        name: Contender(None) if run is None else Contender(run, ((run() - reference).norm() / size).item())
-        for name, run in runs.items()
-    }
+def reason(error: Exception) -> str:
+    """An error in a table's cell.
+
+    >>> reason(ValueError("no | such layer"))
+    'fails: ValueError: no / such layer'
+    """
+    text = (str(error).strip().splitlines() or [""])[0].replace("|", "/")
+    name = "" if isinstance(error, WorkerError) else f"{type(error).__name__}: "
+    return f"fails: {name}{text[:100]}"
 
 
-def entries(settings: Settings, cases: list[tuple[str, int, str]] = CASES) -> list[Entry]:
+@contextmanager
+def contenders(workload: str, n: int, dtype: str, settings: Settings) -> Iterator[dict[str, Contender]]:
+    """All of them on one network and batch; workers in other environments end on leaving."""
+    model = WORKLOADS[workload].model(dtype, settings.device)
+    x, _ = WORKLOADS[workload].batch(n, dtype, settings.device)
+    reference = RIVALS[REFERENCE](deepcopy(model), x)()
+    with ExitStack() as stack:
+        found = {}
+        for name in RIVALS:
+            if (workload, name) in TOO_SLOW:
+                found[name] = Contender(None, note=TOO_SLOW[workload, name])
+            else:
+                found[name] = contender(name, model, x, reference)
+        if settings.workers:
+            for name, implementation in NEURAL_TANGENTS.items():
+                found[name] = remote(stack, workload, n, dtype, implementation, reference)
+        yield found
+
+
+def remote(stack: ExitStack, workload: str, n: int, dtype: str, implementation: str, reference: Tensor) -> Contender:
+    """A neural-tangents worker, or the reason why there is none."""
+    try:
+        kernel = stack.enter_context(neural_tangents(WORKLOADS[workload], n, dtype, implementation))
+        gap = kernel.result().to(reference.device) - reference
+    except WorkerError as error:
+        return Contender(None, note=str(error) if "not installed" in str(error) else reason(error))
+    return Contender(kernel, (gap.norm() / reference.norm()).item())
+
+
+def entries(settings: Settings, cases: Sequence[tuple[str, int, str]] = CASES) -> list[Entry]:
     """The rows of the table."""
     rows = []
     for workload, n, dtype in cases:
-        found = contenders(workload, n, dtype, settings.device)
-        rows += compare(f"{workload}, n = {n}, {dtype}", found, OURS, TOLERANCE[dtype], settings)
+        with contenders(workload, n, dtype, settings) as found:
+            model = WORKLOADS[workload].model(dtype, settings.device)
+            gemm = yardstick(WORKLOADS[workload], model, WORKLOADS[workload].batch(n, dtype, settings.device)[0])
+            label = f"{workload}, n = {n}, {dtype}"
+            rows += compare(label, found, OURS, TOLERANCE[dtype], settings, gemm)
     return rows
+
+
+def verdicts(rows: Sequence[Entry]) -> str:
+    """By case: the best peer, how many times slower it is than ours, and what was demanded.
+
+    >>> ours, peer = Entry("W1, n = 2", OURS, 0, 0.1, (1, 1, 1)), Entry("W1, n = 2", "a", 0, 0.2, (2, 2, 2))
+    >>> print(verdicts([ours, peer]))
+    | case | ours, ms | of GEMM rate | best peer | its ms | × ours | demanded | |
+    |---|--:|--:|---|--:|--:|--:|---|
+    | W1, n = 2 | 100.00 | – | a | 200.00 | 2.00 | 3 | missed by 1.50× |
+    """
+    lines = [
+        "| case | ours, ms | of GEMM rate | best peer | its ms | × ours | demanded | |",
+        "|---|--:|--:|---|--:|--:|--:|---|",
+    ]
+    for case in dict.fromkeys(row.case for row in rows):
+        timed: Mapping[str, Entry] = {row.name: row for row in rows if row.case == case and row.ratio}
+        peers = [row for name, row in timed.items() if name != OURS]
+        if OURS not in timed or not peers:
+            continue
+        ours, best = timed[OURS], min(peers, key=lambda row: row.ratio[0])
+        demanded = DEMANDED[WORKLOADS[case.partition(",")[0]].network]
+        verdict = "met" if best.ratio[0] >= demanded else f"missed by {demanded / best.ratio[0]:.2f}×"
+        fraction = "–" if ours.gemm is None else f"{ours.gemm:.2g}"
+        lines.append(
+            f"| {case} | {ours.median * 1e3:.2f} | {fraction} | {best.name} | {best.median * 1e3:.2f} | {best.ratio[0]:.2f} | "
+            f"{demanded:g} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> str:
+    """The body of the page: verdicts, then every row."""
+    rows = entries(settings, cases)
+    return f"{verdicts(rows)}\n\n{table(rows, RATIO)}"

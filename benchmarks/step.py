@@ -4,13 +4,14 @@ They are different algorithms, so agreement means that each does what it says: a
 G s = ∇h, with G = I for SGD, diag(|∇h| + ε) for Adam, and per layer I + (1/B) JᵀJ for Woodbury.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Contender, Entry, Settings, compare
+from benchmarks.timing import Contender, Entry, Settings, compare, table
 from benchmarks.workloads import WORKLOADS
 from optim import Woodbury
 
@@ -99,10 +100,15 @@ def contenders(workload: str, batch: int, dtype: str, device: str) -> dict[str, 
     return {name: contender(name) for name in OPTIMIZERS}
 
 
-def entries(settings: Settings, cases: list[tuple[str, int, str]] = CASES) -> list[Entry]:
+def entries(settings: Settings, cases: Sequence[tuple[str, int, str]] = CASES) -> list[Entry]:
     """The rows of the table."""
     rows = []
     for workload, batch, dtype in cases:
         found = contenders(workload, batch, dtype, settings.device)
         rows += compare(f"{workload}, B = {batch}, {dtype}", found, BASE, TOLERANCE[dtype], settings)
     return rows
+
+
+def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> str:
+    """The body of the page."""
+    return table(entries(settings, cases), RATIO)

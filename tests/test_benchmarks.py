@@ -1,17 +1,26 @@
 """The benchmarks time the right thing: contenders agree, tables are written. No time is asserted."""
 
+import json
+import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import gram, step
+from benchmarks import environments, flops, gram, growth, memory, step
 from benchmarks.__main__ import main
-from benchmarks.timing import Contender, Settings, compare, interleaved
-from benchmarks.workloads import WORKLOADS
+from benchmarks.peers import install
+from benchmarks.rivals import OURS, REFERENCE, RIVALS
+from benchmarks.timing import Contender, Gemm, Settings, compare, interleaved, table
+from benchmarks.worker import Worker, WorkerError
+from benchmarks.workloads import WORKLOADS, Workload, export
 
-FAST = Settings(rounds=2, turn=0.0)
+FAST = Settings(rounds=2, turn=0.0, workers=False)
+MLPS = ["W1", "W2", "W4"]
+PEERS = Path(install.HERE)
 
 
 @pytest.fixture(autouse=True)
@@ -19,29 +28,68 @@ def _waiting_policy(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the command sets it where it is not set
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+def keep(monkeypatch, *names):
+    """Only these torch contenders."""
+    monkeypatch.setattr(gram, "RIVALS", {name: RIVALS[name] for name in names})
+    monkeypatch.setattr(memory, "RIVALS", {name: RIVALS[name] for name in names})
+
+
+def assert_agreeing(workload, n, dtype, names):
+    outputs = WORKLOADS[workload].outputs
+    with gram.contenders(workload, n, dtype, FAST) as found:
+        assert set(found) == set(RIVALS)
+        for name in names:
+            contender = found[name]
+            if contender.run is None:
+                assert contender.note == "not installed", (name, contender.note)
+            else:
+                assert contender.run().shape == (n, outputs, n, outputs), name
+                # nngeometry's convolutions pass through float32
+                known = 1e-6 if name == "nngeometry" and workload in ("W3", "R") else 0
+                assert contender.error <= max(known, gram.TOLERANCE[dtype]), name
+
+
+@pytest.mark.parametrize("workload", MLPS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_contender_computes_the_same_gram_matrix(workload, dtype):
-    found = gram.contenders(workload, 3, dtype, "cpu")
-    assert set(found) == {gram.OURS, gram.REFERENCE, "nngeometry"}
-    outputs = WORKLOADS[workload].sizes[-1]
-    for name, contender in found.items():
-        if contender.run is not None:
-            assert contender.run().shape == (3, outputs, 3, outputs), name
-            assert contender.error <= gram.TOLERANCE[dtype], name
+def test_every_contender_computes_the_same_gram_matrix(workload, dtype, monkeypatch):
+    monkeypatch.setattr(gram, "TOO_SLOW", {})
+    assert_agreeing(workload, 3, dtype, RIVALS)
 
 
-def test_nngeometry_is_one_of_them_where_it_is_installed():
-    pytest.importorskip("nngeometry")
-    assert gram.contenders("W4", 2, "float64", "cpu")["nngeometry"].run is not None
+@pytest.mark.parametrize("workload", ["W3", pytest.param("R", marks=pytest.mark.slow)])
+def test_every_contender_agrees_on_convolutions(workload):
+    assert_agreeing(workload, 2, "float64", [name for name in RIVALS if (workload, name) not in gram.TOO_SLOW])
+
+
+def test_whoever_can_run_a_transformer_agrees_and_the_others_say_why():
+    with gram.contenders("T", 2, "float64", FAST) as found:
+        for name in (OURS, REFERENCE):
+            assert found[name].error <= gram.TOLERANCE["float64"], name
+        for name, contender in found.items():
+            assert contender.run is not None or contender.note.startswith(("fails: ", "not installed")), name
 
 
 def test_a_wrong_gram_matrix_is_noticed(monkeypatch):
-    monkeypatch.setitem(gram.CONTENDERS, "nngeometry", lambda model, x: lambda: 1.01 * gram.jacrev_gram(model, x)())
+    keep(monkeypatch, OURS, REFERENCE, "nngeometry")
+    wrong = RIVALS[REFERENCE]
+    monkeypatch.setitem(gram.RIVALS, "nngeometry", lambda model, x: lambda: 1.01 * wrong(model, x)())
     rows = gram.entries(FAST, [("W4", 2, "float64")])
     assert [row.note for row in rows] == ["", "", "disagrees, not timed"]
     assert rows[2].median is None
     assert rows[2].error == pytest.approx(0.01)
+
+
+def test_a_peer_that_cannot_says_why_and_ours_must_not_fail(monkeypatch):
+    def fails(model, x):
+        raise NotImplementedError("no such | layer\nmore")
+
+    keep(monkeypatch, OURS, REFERENCE, "backpack")
+    monkeypatch.setitem(gram.RIVALS, "backpack", fails)
+    rows = gram.entries(FAST, [("W4", 2, "float64")])
+    assert rows[2].note == "fails: NotImplementedError: no such / layer"
+    monkeypatch.setitem(gram.RIVALS, OURS, fails)
+    with pytest.raises(NotImplementedError):
+        gram.entries(FAST, [("W4", 2, "float64")])
 
 
 @pytest.mark.parametrize("workload", ["W1", "W2"])
@@ -73,6 +121,31 @@ def test_turns_are_interleaved():
     assert all(t.shape == (3,) and (t > 0).all() for t in times.values())
 
 
+class Elsewhere:
+    """A contender with a watch of its own."""
+
+    def __init__(self, seconds):
+        self.each, self.asked = seconds, []
+
+    def seconds(self, calls):
+        self.asked.append(calls)
+        return self.each
+
+
+def test_who_runs_elsewhere_holds_the_watch_and_the_slow_sit_out():
+    runs = {name: Elsewhere(s) for name, s in [("fast", 0.25), ("slow", 2.0), ("glacial", 20.0)]}
+    times = interleaved(runs, Settings(rounds=5, turn=1.0))
+    assert {name: t.tolist() for name, t in times.items()} == {
+        "fast": [0.25] * 5,
+        "slow": [2.0] * 3,
+        "glacial": [20.0],
+    }
+    assert runs["fast"].asked == [1, 1] + [4] * 5
+    assert runs["glacial"].asked == [1, 1]  # no second warm-up
+    rows = compare("case", {name: Contender(run, 0.0) for name, run in runs.items()}, "fast", 1.0, Settings(5, 0.0))
+    assert [row.ratio[0] for row in rows] == [1.0, 8.0, 80.0]
+
+
 def test_nan_is_no_agreement_and_without_a_base_there_are_no_ratios():
     found = {"a": Contender(lambda: None, float("nan")), "b": Contender(lambda: None, 0.0)}
     first, second = compare("case", found, "a", 1.0, FAST)
@@ -86,27 +159,265 @@ def test_the_base_has_ratio_one():
     assert {row.name: row.ratio for row in rows}[step.BASE] == (1.0, 1.0, 1.0)
 
 
+def test_the_fraction_of_the_rate_of_matrix_products():
+    gemm = Gemm(Elsewhere(2.0), flops=100.0, useful=30.0)
+    rows = compare("case", {"a": Contender(Elsewhere(0.5), 0.0)}, "a", 1.0, Settings(2, 0.0), gemm)
+    # 30 operations in .5 s are 60 a second; the products do 50.
+    assert rows[0].gemm == pytest.approx(1.2)
+    assert table(rows, "×").splitlines()[0].endswith("| of GEMM rate |")
+    assert table(rows, "×").splitlines()[2].endswith("| 1.2 |")
+
+
+def test_operations_of_an_mlp_are_the_documented_formula():
+    N, C = 5, 10
+    model, (x, _) = WORKLOADS["W1"].model("float64", "cpu"), WORKLOADS["W1"].batch(N, "float64", "cpu")
+    hidden = sum(2 * (N * C) ** 2 * o + 2 * N**2 * d for d, o in [(64, 256), (256, 256)])
+    assert flops.gram_flops(model, x) == hidden + 2 * N**2 * 256
+
+
+def test_operations_of_a_convolution_take_the_cheaper_route():
+    N, C = 3, 10
+    model, (x, _) = WORKLOADS["W3"].model("float64", "cpu"), WORKLOADS["W3"].batch(N, "float64", "cpu")
+    summed = [2 * N * C * T * o * d + 2 * (N * C) ** 2 * o * d for T, o, d in [(784, 16, 9), (196, 32, 144)]]
+    assert flops.gram_flops(model, x) == sum(summed) + 2 * N**2 * 1568
+    assert flops.layer_flops(N, C, 2, 100, 100) < 2 * (N * C) ** 2 * 100 * 100  # two positions: by pairs
+
+
+@pytest.mark.parametrize("workload", ["R", "T"])
+def test_operations_of_a_network_count_every_layer(workload):
+    model, (x, _) = WORKLOADS[workload].model("float32", "cpu"), WORKLOADS[workload].batch(2, "float32", "cpu")
+    before = sum(len(m._forward_hooks) for m in model.modules())
+    assert 0 < flops.gram_flops(model, x) < 40 * 2 * 20**2 * sum(p.numel() for p in model.parameters())
+    assert sum(len(m._forward_hooks) for m in model.modules()) == before
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+def test_a_power_law_is_found(exponent):
+    sizes = np.array([8, 16, 32, 64, 128, 256])
+    seconds = 3e-4 * sizes**exponent
+    fit = growth.fit_exponent(sizes, seconds)
+    assert fit.exponent == pytest.approx(exponent, abs=1e-12)
+    assert fit.constant == pytest.approx(3e-4)
+    assert fit.error == pytest.approx(0, abs=1e-12)
+    # fixed costs at small sizes do not count, and noise shows in the error
+    bent = np.where(sizes <= 32, 1.0, seconds)
+    assert growth.fit_exponent(sizes, bent).exponent == pytest.approx(exponent, abs=1e-12)
+    noisy = growth.fit_exponent(sizes, seconds * np.array([1, 1, 1, 1, 1.2, 1]))
+    assert noisy.error > 0.1
+
+
+def test_sizes_may_come_in_any_order():
+    assert growth.fit_exponent([8, 1, 4, 2], [64.0, 9.0, 16.0, 9.0]).exponent == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seconds"), [([1], [1.0]), ([1, 2], [1.0]), ([1, 2], [0.0, 1.0]), ([0, 2], [1.0, 1.0])]
+)
+def test_no_exponent_from_too_little(sizes, seconds):
+    with pytest.raises(ValueError, match="at least two positive sizes"):
+        growth.fit_exponent(sizes, seconds)
+
+
+def test_growth_leaves_out_what_would_not_fit(monkeypatch):
+    monkeypatch.setattr(growth, "LARGEST_JACOBIAN", 0.0)
+    found = growth.sweep("p", (1, 2), "float32", FAST)
+    assert REFERENCE not in found.seconds
+    assert set(found.seconds[OURS]) == {1, 2}
+
+
+# A worker with nothing of ours but the protocol: its kernel is a number that it was given.
+FAKE = """
+import sys, json
+sys.path.insert(0, {peers!r})
+import protocol
+def prepare(loaded, request):
+    if request["value"] < 0:
+        raise ValueError("no such | kernel")
+    if request["value"] == 99:
+        sys.stderr.write("out of memory\\n"); sys.exit(3)
+    print("noise on stdout")
+    return lambda: request["value"]
+def save(result, path):
+    open(path, "w").write(json.dumps(result)); return path
+protocol.serve(lambda: None, prepare, save, lambda run: 10 * run())
+"""
+
+
+@pytest.fixture
+def fake():
+    with Worker([sys.executable, "-c", FAKE.format(peers=str(PEERS))], timeout=60) as worker:
+        yield worker
+
+
+def test_a_worker_is_prepared_timed_and_asked_for_its_result(fake, tmp_path):
+    assert fake.ask(do="prepare", value=7) is True
+    assert fake.ask(do="run", calls=3) > 0
+    assert Path(fake.ask(do="result", path=str(tmp_path / "r"))).read_text() == "7"
+    assert fake.ask(do="memory") == 70
+
+
+def test_a_worker_that_cannot_says_why_and_goes_on(fake):
+    with pytest.raises(WorkerError, match=r"ValueError: no such \| kernel"):
+        fake.ask(do="prepare", value=-1)
+    with pytest.raises(WorkerError, match="unknown request 'dance'; write prepare, run, result or memory"):
+        fake.ask(do="dance")
+    assert fake.ask(do="prepare", value=1) is True
+
+
+def test_a_worker_that_dies_is_reported_by_its_last_words(fake):
+    with pytest.raises(WorkerError, match="died: out of memory"):
+        fake.ask(do="prepare", value=99)
+    with pytest.raises(WorkerError):
+        fake.ask(do="run", calls=1)
+
+
+def test_a_worker_that_does_not_answer_is_ended():
+    with pytest.raises(WorkerError, match="no answer within 1 s"):
+        Worker([sys.executable, "-c", "import time; time.sleep(60)"], timeout=1)
+
+
+def test_a_worker_that_does_not_start_is_reported():
+    with pytest.raises(WorkerError, match=r"died: .*no_such_module"):
+        Worker([sys.executable, "-c", "import no_such_module"])
+
+
+def test_peak_memory_is_that_of_the_call():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop()); import protocol; "
+        "print(protocol.peak_bytes(lambda: len(bytearray(50_000_000))), protocol.peak_bytes(lambda: None))"
+    )
+    command = [sys.executable, "-c", code, str(PEERS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    big, none = map(int, done.stdout.split())
+    assert 49_000_000 < big < 55_000_000
+    assert none < 2_000_000
+
+
+def test_the_memory_of_a_contender_is_measured_in_its_own_process(monkeypatch):
+    keep(monkeypatch, OURS, REFERENCE)
+    ours, peer = memory.peaks(FAST, [("W4", 32, "float32")])
+    assert (ours.note, peer.note) == ("", "")
+    # jacrev holds [32, 1, 82 433] float32 = 10.6 MB
+    assert 10.5e6 < peer.bytes < 40e6
+    assert ours.bytes < peer.bytes
+
+
+def test_a_process_that_fails_is_a_row():
+    @contextmanager
+    def broken():
+        raise WorkerError("ModuleNotFoundError: No module named 'x'")
+        yield
+
+    assert memory.measured("case", "peer", broken(), 1.0).note == "not installed"
+
+
+def test_peers_in_other_environments_take_part_by_the_same_protocol(monkeypatch, tmp_path):
+    """A worker that answers as neural-tangents' would, by our own numbers."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PEERS)!r})\nimport protocol, numpy as np\n"
+        "def prepare(_, request):\n"
+        "    stored = np.load(request['npz'])\n"
+        "    assert request['network'] == 'mlp' and 'parameters/0.weight' in stored.files\n"
+        "    k = np.load(request['npz'] + '.expected.npy') if request['implementation'] == 'AUTO' else np.zeros(1)\n"
+        "    return lambda: k\n"
+        "protocol.serve(lambda: None, prepare, lambda k, path: np.save(path, k) or path)\n"
+    )
+
+    def exporting(workload, n, dtype, path):
+        path = export(workload, n, dtype, path)
+        model, (x, _) = workload.model(dtype, "cpu"), workload.batch(n, dtype, "cpu")
+        np.save(f"{path}.expected.npy", RIVALS[REFERENCE](model, x)().numpy())
+        return path
+
+    keep(monkeypatch, OURS, REFERENCE)
+    monkeypatch.setattr(environments, "export", exporting)
+    monkeypatch.setattr(environments, "neural_tangents_command", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(gram, "NEURAL_TANGENTS", {"right": "AUTO", "wrong": "STRUCTURED_DERIVATIVES"})
+    rows = gram.entries(Settings(rounds=2, turn=0.0), [("W4", 2, "float64")])
+    assert [row.note for row in rows] == ["", "", "", "disagrees, not timed"]
+    assert rows[2].error == 0
+    assert rows[2].ratio is not None
+
+
+def test_a_missing_environment_is_a_row(monkeypatch):
+    monkeypatch.setattr(environments, "is_ready", lambda peer: False)
+    keep(monkeypatch, OURS, REFERENCE)
+    monkeypatch.setattr(gram, "NEURAL_TANGENTS", {"neural-tangents": "AUTO"})
+    rows = gram.entries(Settings(rounds=1, turn=0.0), [("W4", 2, "float64")])
+    assert rows[2].note == "not installed; write python -m benchmarks.peers.install"
+    assert "python -m benchmarks.peers.install | – | – |" in table(rows, "×")
+
+
+@pytest.mark.skipif(not install.is_ready("neural_tangents"), reason="python -m benchmarks.peers.install")
+@pytest.mark.parametrize("workload", ["W2", *(pytest.param(w, marks=pytest.mark.slow) for w in ("W3", "R", "T"))])
+def test_the_networks_in_jax_are_the_same_networks(workload):
+    model, (x, _) = WORKLOADS[workload].model("float64", "cpu"), WORKLOADS[workload].batch(2, "float64", "cpu")
+    expected = RIVALS[REFERENCE](model, x)()
+    with environments.neural_tangents(WORKLOADS[workload], 2, "float64", "JACOBIAN_CONTRACTION") as kernel:
+        assert (kernel.result() - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_the_pinned_lists_leave_torch_alone():
+    for path in PEERS.glob("*.txt"):
+        names = [line.split("==")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        assert not {"torch", "torchvision", "tensorflow"} & set(names)
+        assert all("==" in line for line in path.read_text().splitlines() if line and not line.startswith("#"))
+
+
+def test_an_environment_is_ready_only_when_whole_and_from_the_list_of_today(monkeypatch, tmp_path):
+    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
+    assert not install.is_ready("neural_tangents")
+    monkeypatch.setattr(install.subprocess, "run", lambda command, check: None)
+    install.make_environment("neural_tangents")
+    assert not install.is_ready("neural_tangents")  # there is no Python in it
+    install.python_of("neural_tangents").parent.mkdir()
+    install.python_of("neural_tangents").touch()
+    assert install.is_ready("neural_tangents")
+    (tmp_path / "neural_tangents" / ".complete").write_text("jax==0.1")
+    assert not install.is_ready("neural_tangents")
+
+
+def test_a_peer_that_cannot_be_had_stops_nothing(monkeypatch, capsys):
+    def fails(*_):
+        raise subprocess.CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(install, "install", fails)
+    monkeypatch.setattr(install, "make_environment", fails)
+    assert install.main() == 0
+    assert capsys.readouterr().err.count("could not be installed") == 2
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_command_writes_its_tables(installed, tmp_path, monkeypatch, capsys):
+    keep(monkeypatch, OURS, REFERENCE, "nngeometry")
+    monkeypatch.setattr(memory, "RIVALS", {OURS: RIVALS[OURS]})
     monkeypatch.setattr(gram, "QUICK", [("W4", 2, "float64")])
     monkeypatch.setattr(step, "QUICK", [("W1", 2, "float32")])
+    monkeypatch.setattr(memory, "QUICK", [("W4", 2, "float32")] if installed else [])
     if installed:
         pytest.importorskip("nngeometry")
     else:
         monkeypatch.setitem(sys.modules, "nngeometry.gram", None)
-    assert main(["--quick", "--rounds", "1", "--out", str(tmp_path / "new")]) == 0
-    text = (tmp_path / "new" / "gram-cpu-quick.md").read_text(encoding="utf-8")
+    assert main(["gram", "memory", "growth", "step", "--quick", "--rounds", "1", "--out", str(tmp_path / "new")]) == 0
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "new").iterdir()}
+    assert set(pages) == {f"{q}-cpu-quick.md" for q in ("gram", "memory", "growth", "step")} | {"growth-cpu-quick.svg"}
+    text = pages["gram-cpu-quick.md"]
     assert f"torch {torch.__version__}" in text
     assert "W4: 64-256-256-1 tanh, digits" in text
     assert ("not installed" in text) != installed
-    assert "| W1, B = 2, float32 | Woodbury |" in (tmp_path / "new" / "step-cpu-quick.md").read_text(encoding="utf-8")
+    assert "| demanded |" in text
+    assert ("| W4, n = 2, float32 | layer factors |" in pages["memory-cpu-quick.md"]) == installed
+    assert "](growth-cpu-quick.svg)" in pages["growth-cpu-quick.md"]
+    assert pages["growth-cpu-quick.svg"].startswith("<?xml")
+    assert "| W1, B = 2, float32 | Woodbury |" in pages["step-cpu-quick.md"]
     assert str(tmp_path) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "unknown question 'speed'; write one of gram, step"),
+        (["speed"], "unknown question 'speed'; write one of gram, "),
         (["--rounds", "0"], "--rounds is 0"),
         (["--device", "tpu"], "--device is 'tpu'; write cpu or cuda"),
     ],
@@ -130,4 +441,23 @@ def test_workloads_are_the_same_every_time():
         first, second = (workload.batch(4, "float64", "cpu") for _ in range(2))
         assert torch.equal(first[0], second[0])
         assert torch.equal(first[1], second[1])
-        assert np.allclose(first[0].norm(dim=1), np.sqrt(8))
+        if first[0].is_floating_point():
+            assert np.allclose(first[0].flatten(1).norm(dim=1), np.sqrt(8))
+        models = [workload.model("float64", "cpu") for _ in range(2)]
+        assert all(map(torch.equal, *(m.state_dict().values() for m in models)))
+
+
+def test_building_a_workload_leaves_the_global_random_state_alone():
+    state = torch.random.get_rng_state()
+    for workload in WORKLOADS.values():
+        workload.model("float32", "cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_case_travels_whole(tmp_path):
+    workload = Workload((4, 3, 2), "tanh", "random")
+    with np.load(export(workload, 5, "float32", tmp_path / "case.npz")) as stored:
+        names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+        assert set(stored.files) == {"x", *(f"parameters/{name}" for name in names)}
+        assert stored["x"].dtype == np.float32
+        assert json.dumps(stored["parameters/0.weight"].shape) == "[3, 4]"
