@@ -178,7 +178,24 @@ def run_model(
 def call_model(model: nn.Module, state: dict[str, Tensor], x, watch: Watch | None = None):
     """What the model returns, run functionally and observed."""
     with _observation(), watch or Watch():
-        return torch.func.functional_call(model, state, as_inputs(x))
+        # Not tie_weights=True: a module registered under two names would get its tensors back in the wrong places.
+        return torch.func.functional_call(model, _every_slot(model, state), as_inputs(x), tie_weights=False)
+
+
+def _every_slot(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` (every tensor under its first name) under the name of every slot of every module, each module once."""
+    first: dict[int, Tensor] = {}
+    slots: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, held in own.items():
+                if held is None:
+                    continue
+                full = f"{prefix}.{name}" if prefix else name
+                value = first.setdefault(id(held), state[full]) if full in state else first.get(id(held))
+                if value is not None:
+                    slots[full] = value
+    return slots
 
 
 def flatten_outputs(y, N: int, output: Callable | None = None) -> Tensor:
@@ -239,7 +256,8 @@ def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: di
     deltas, sums = {}, {}
     if shift:
         y, pull_back, features = torch.func.vjp(perturbed, shift, has_aux=True)
-        deltas, sums = _sensitivities(pull_back, y, Contraction(plan.sites, features, N))
+        size = sum(zero.numel() for zero in shift.values())
+        deltas, sums = _sensitivities(pull_back, y, Contraction(plan.sites, features, N), size)
         features = {i: f for i, f in features.items() if i not in sums}
     else:
         y, features = perturbed(shift)
@@ -276,23 +294,27 @@ class Contraction:
         return sums
 
 
-def _sensitivities(pull_back: Callable, y: Tensor, contraction: Contraction) -> tuple[dict, dict]:
-    """∂y_{ic}/∂z of every call for every output, [C, …], and what the contraction makes of the others."""
+def _sensitivities(pull_back: Callable, y: Tensor, contraction: Contraction, size: int) -> tuple[dict, dict]:
+    """∂y_{ic}/∂z of every call for every output, [C, …], and what the contraction makes of the others.
+
+    ``size`` is the number of entries of all δ of one output.
+    """
     N, C = y.shape
     if C == 1:
         deltas = {i: delta[None] for i, delta in pull_back(torch.ones_like(y))[0].items()}
         return deltas, contraction(deltas)
     unit = torch.eye(C, dtype=y.dtype, device=y.device)[:, None, :].expand(-1, N, -1)  # [C, N, C]
-    found = pull_back(unit[0])[0]
-    if sum(delta.numel() for delta in found.values()) < ONE_BY_ONE:
+    if size < ONE_BY_ONE:
         deltas = torch.func.vmap(pull_back)(unit)[0]
         return deltas, contraction(deltas)
-    kept, sums = {i: [] for i in found if i not in contraction.sites}, []
-    for c in range(C):
-        found = pull_back(unit[c])[0] if c else found
-        for i, deltas in kept.items():
-            deltas.append(found.pop(i))
-        sums.append(contraction({i: delta[None] for i, delta in found.items()}))
+    kept: dict[int, list[Tensor]] = {}
+    sums: list[dict[int, dict[str, Tensor]]] = []
+    for one in unit:
+        found = pull_back(one)[0]
+        contracted = {i: found.pop(i)[None] for i in contraction.sites}
+        sums.append(contraction(contracted))
+        for i, delta in found.items():
+            kept.setdefault(i, []).append(delta)
     joined = {
         i: {side: torch.cat([each[i].pop(side) for each in sums], 1) for side in sides}
         for i, sides in contraction.wanted.items()
@@ -337,4 +359,6 @@ def _explicit_jacobians(model: nn.Module, plan: Plan, state: dict[str, Tensor], 
     dims = tuple(0 if isinstance(t, Tensor) else None for t in args)
     # Reverse mode: some fused kernels (attention on CPU) have no forward derivative.
     jacobians = torch.func.vmap(torch.func.jacrev(one_sample), in_dims=(None, *dims))(chosen, *args)
+    # A real parameter in complex arithmetic gets a complex Jacobian of a real output, its imaginary part zero.
+    jacobians = {name: J.real if J.is_complex() else J for name, J in jacobians.items()}
     return {name: J.flatten(2) if J.dim() > 2 else J[..., None] for name, J in jacobians.items()}

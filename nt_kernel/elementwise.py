@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def bind_elementwise(call: Callable, times: bool, input, other, **rest):
-    """x + θ or x·θ (``call`` is :class:`nt_kernel.structures.Call`); None where one operand is a number."""
-    if rest or not isinstance(input, Tensor) or not isinstance(other, Tensor):
+    """x + θ or x·θ (``call`` is :class:`nt_kernel.structures.Call`); None where one operand is a number or x complex."""
+    if rest or not isinstance(input, Tensor) or not isinstance(other, Tensor) or input.is_complex():
         return None
     shape = torch.broadcast_shapes(input.shape, other.shape)
     return call(lambda: input.expand(shape), other, options=(times,))

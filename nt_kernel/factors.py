@@ -14,7 +14,8 @@ from nt_kernel.explicit import ExplicitPart
 from nt_kernel.linear import LinearPart
 from nt_kernel.linear_output import LinearOutputPart
 from nt_kernel.mass import Mass, Masses, resolve_mass
-from nt_kernel.plan import Plan, fast_formats, make_plan, parts_of, split_state
+from nt_kernel.plan import Plan, fast_formats, make_plan, parts_of
+from nt_kernel.probe import split_state
 from nt_kernel.tiles import Form, blocks_of, gram_of
 
 Part = LinearPart | LinearOutputPart | EmbeddingPart | ExplicitPart

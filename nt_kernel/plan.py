@@ -16,21 +16,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedParameter
 
 from nt_kernel.capture import (
-    Layout,
     Observation,
     Plan,
     Site,
-    Watch,
     as_inputs,
     batch_size,
-    call_model,
     check_finite,
-    flatten_outputs,
     observe,
     run_model,
     select_samples,
@@ -38,8 +31,18 @@ from nt_kernel.capture import (
 from nt_kernel.elementwise import repeats_over_samples
 from nt_kernel.explicit import ExplicitPart
 from nt_kernel.linear_output import LinearOutputPart
+from nt_kernel.probe import (
+    Record,
+    layout_of,
+    refuse_interaction,
+    refuse_modules,
+    refuse_parameters,
+    refuse_random,
+    split_state,
+    write_count,
+)
 from nt_kernel.structures import Names
-from nt_kernel.trail import Trail, first_difference
+from nt_kernel.trail import Trail
 
 _PLANS: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -55,7 +58,7 @@ def make_plan(model: nn.Module, x, output=None) -> Plan:
     key = _signature(model, x, output)
     plans = _PLANS.setdefault(model, {})
     if key not in plans:
-        _refuse_modules(model)
+        refuse_modules(model)
         plans[key] = _checked(model, _guess(model, x, output), x)
     return plans[key]
 
@@ -71,18 +74,6 @@ def trainable_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
         if parameter.requires_grad:
             layers.setdefault(name.rpartition(".")[0] or ".", []).append(name)
     return {layer: tuple(names) for layer, names in layers.items()}
-
-
-def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(trainable parameters, everything else the forward reads), both detached and by name.
-
-    Raises ValueError for parameters that are not initialised or not real.
-    """
-    _refuse_parameters(model)
-    params, fixed = {}, {name: b.detach() for name, b in model.named_buffers()}
-    for name, p in model.named_parameters():
-        (params if p.requires_grad else fixed)[name] = p.detach()
-    return params, fixed
 
 
 def fast_formats(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,56 +130,9 @@ def _parts_of_group(weight, bias, sites: list[Site], seen: Observation, lead: in
 
 def _signature(model: nn.Module, x, output) -> tuple:
     inputs = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else repr(t) for t in as_inputs(x))
-    _refuse_parameters(model)
+    refuse_parameters(model)
     state = tuple((n, p.requires_grad, tuple(p.shape)) for n, p in model.named_parameters())
     return inputs, state, tuple((type(m), m.training) for m in model.modules()), output
-
-
-def _refuse_parameters(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if isinstance(p, UninitializedParameter):
-            raise ValueError(f"parameter {name!r} is not initialised (a lazy layer): run the model on its inputs once")
-        if p.requires_grad and not p.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {p.dtype}; layer factors are real: freeze it or make it real")
-
-
-def _refuse_modules(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        random = isinstance(module, _DropoutNd) and module.p > 0
-        if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) keeps no running statistics, so it makes samples interact "
-                "in evaluation mode too and per-sample Jacobians do not exist; write track_running_stats=True"
-            )
-        if module.training and (random or isinstance(module, _BatchNorm)):
-            what = "draws random masks" if random else "makes samples interact"
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) {what} in training mode, so per-sample Jacobians do not "
-                "exist; call model.eval() first"
-            )
-
-
-class _Record:
-    """The registered calls of one forward pass, in order."""
-
-    def __init__(self, model: nn.Module, x, output):
-        params, fixed = split_state(model)
-        self.calls: list[tuple] = []
-        with Trail(model) as self.trail:
-            watch = Watch({id(p): n for n, p in params.items()}, self._see)
-            try:
-                self.out = call_model(model, {**params, **fixed}, x, watch)
-                self.y = flatten_outputs(self.out, len(as_inputs(x)[0]), output)
-            except RuntimeError as error:
-                shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in as_inputs(x) if isinstance(t, Tensor))
-                raise ValueError(
-                    f"the model cannot run on x of shape {shapes} (in layer {self.trail.culprit!r}): "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
-
-    def _see(self, index, structure, call, weight, bias, out: Tensor) -> Tensor:
-        self.calls.append((structure, call, weight, bias, out, _version(out)))
-        return out
 
 
 def _guess(model: nn.Module, x, output) -> Plan:
@@ -196,11 +140,15 @@ def _guess(model: nn.Module, x, output) -> Plan:
     if not layers:
         raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
     N = batch_size(x)
-    here = _Record(model, x, output)
+    here = Record(model, x, output)
     check_finite(x, here.y)
-    _refuse_random(here, _Record(model, x, output))
-    other = _Record(model, select_samples(x, slice(0, 1) if N > 1 else [0, 0]), output)
-    _refuse_interaction(here, other)
+    refuse_random(here, Record(model, x, output))
+    other = Record(model, select_samples(x, slice(0, 1) if N > 1 else [0, 0]), output)
+    if N == 1:
+        refuse_interaction(other, here, 0)
+    else:
+        refuse_interaction(here, other, 0)
+        refuse_interaction(here, Record(model, select_samples(x, slice(N - 1, N)), output), N - 1)
     sites = []
     if [c[:1] + c[2:4] for c in here.calls] == [c[:1] + c[2:4] for c in other.calls]:
         for index, (mine, theirs) in enumerate(zip(here.calls, other.calls, strict=True)):
@@ -213,37 +161,16 @@ def _guess(model: nn.Module, x, output) -> Plan:
 
 def _site(index: int, mine: tuple, theirs: tuple, N: int, final) -> Site | None:
     structure, call, weight, bias, out, version = mine
-    layout = _layout(out, theirs[4], N)
+    layout = layout_of(out, theirs[4], N)
     if layout is None:
         return None
-    untouched = version is not None and version == _version(out)  # no in-place activation after it
+    untouched = version is not None and version == write_count(out)  # no in-place activation after it
     last = out is final and untouched and out.dim() == 2 and structure.kind == "linear" and call.options == ()
     shape = tuple(call.weight.shape) if isinstance(call.weight, Tensor) else tuple(call.bias.shape)
     if structure.kind == "elementwise" and not repeats_over_samples(shape, out.shape, layout.axis):
         return None
     bias_shape = tuple(call.bias.shape) if isinstance(call.bias, Tensor) else ()
     return Site(index, structure, weight, bias, shape, bias_shape, tuple(out.shape), layout, call.options, last)
-
-
-def _layout(out: Tensor, other: Tensor, N: int) -> Layout | None:
-    """Where the samples are in a call's output, from the same call on another number of samples; None if unclear."""
-    if out.dim() != other.dim():
-        return None
-    n = 1 if N > 1 else 2
-    moved = [k for k in range(out.dim()) if out.shape[k] != other.shape[k]]
-    if len(moved) != 1:
-        return None
-    (k,) = moved
-    if (out.shape[k], other.shape[k]) == (N, n):
-        return Layout(k)
-    if out.shape[k] % N or out.shape[k] // N * n != other.shape[k]:
-        return None
-    if N == 1:
-        return Layout(k, "samples")
-    by_position = out.unflatten(k, (-1, N)).select(k + 1, 0)
-    close = torch.allclose(by_position, other, rtol=1e-3, atol=1e-6)
-    by_sample = torch.allclose(out.narrow(k, 0, other.shape[k]), other, rtol=1e-3, atol=1e-6)
-    return Layout(k, "positions" if close and not by_sample else "samples")
 
 
 def _separated(sites: list[Site], layers: dict[str, tuple[str, ...]]) -> list[Site]:
@@ -301,11 +228,6 @@ def _contracts(group: Sequence[Site], N: int) -> bool:
     return positions > prod(first.weight_shape) // features
 
 
-def _version(out: Tensor) -> int | None:
-    """How often ``out`` was written to in place; None where torch does not count (inference mode)."""
-    return None if out.is_inference() else out._version
-
-
 def _checked(model: nn.Module, plan: Plan, x) -> Plan:
     params, fixed = split_state(model)
     plan = _checked_at(model, plan, params, fixed, x)
@@ -351,31 +273,17 @@ def _autograd(model: nn.Module, plan: Plan, params, fixed, x) -> tuple[Tensor, d
             ) from error
 
 
-def _refuse_random(first: _Record, second: _Record) -> None:
-    if not torch.equal(first.y, second.y) and not _close(first.y, second.y):
-        raise ValueError(
-            f"layer {first_difference(first.trail, second.trail)!r} is random: two runs on the same x differ by "
-            f"{(first.y - second.y).norm().item():.2g}, and a random forward has no Jacobian (model.eval()?)"
-        )
-
-
-def _refuse_interaction(whole: _Record, alone: _Record) -> None:
-    small, large = sorted((whole, alone), key=lambda record: len(record.y))
-    if not _close(small.y[0], large.y[0]):
-        raise ValueError(
-            f"sample 0 gives another output alone than in its batch (they differ by "
-            f"{(small.y[0] - large.y[0]).norm().item():.2g}): the samples of this model interact in layer "
-            f"{first_difference(large.trail, small.trail)!r}, and have no Jacobian of their own"
-        )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return (a - b).norm().item() <= torch.finfo(a.dtype).eps ** 0.5 * (1 + a.norm().item())
-
-
 def _disagreement(model, plan: Plan, params, fixed, x, v: Tensor, expected: dict[str, Tensor]) -> list[str]:
     shapes = {n: p.shape for n, p in params.items()}
-    parts = parts_of(plan, observe(model, plan, params, fixed, x), shapes)
+    with Trail(model) as trail:
+        try:
+            seen = observe(model, plan, params, fixed, x)
+        except RuntimeError as error:
+            raise ValueError(
+                f"torch.func cannot batch layer {trail.culprit!r}, which the per-sample Jacobians of "
+                f"{', '.join(map(repr, plan.explicit)) or 'all parameters'} need: {str(error).splitlines()[0]}"
+            ) from error
+    parts = parts_of(plan, seen, shapes)
     found: dict[str, Tensor] = {}
     for part in (part for layer in parts.values() for part in layer):
         found.update(part.vjp(v))

@@ -49,7 +49,7 @@ def cell(step: Step) -> Callable:
 
 
 def layers(step: Step) -> Callable:
-    """A stack of recurrent layers over a sequence; NotImplemented for packed sequences and projected states."""
+    """A stack of recurrent layers over a sequence; NotImplemented for packed sequences."""
     lstm = step is _lstm_step
 
     def run(*args):
@@ -57,18 +57,19 @@ def layers(step: Step) -> Callable:
             return NotImplemented  # a packed sequence
         x, initial, weights, biases, depth, dropout, train, both, batch_first = args
         ways, count = (2 if both else 1), 4 if biases else 2
-        if len(weights) != depth * ways * count:
-            return NotImplemented  # projected states
+        projects = len(weights) == depth * ways * (count + 1)  # an LSTM whose output and h are projected
+        count += projects
         x = x.transpose(0, 1) if batch_first else x
         final = []
         for layer in range(depth):
             outs = []
             for way in range(ways):
                 k = layer * ways + way
-                w_ih, w_hh, *b = weights[k * count : (k + 1) * count]
-                b_ih, b_hh = b or (None, None)
+                w_ih, w_hh, *rest = weights[k * count : (k + 1) * count]
+                b_ih, b_hh = rest[:2] if biases else (None, None)
                 state = tuple(s[k] for s in initial) if lstm else initial[k]
-                state, out = _over_time(step, F.linear(x, w_ih, b_ih), state, w_hh, b_hh, backwards=way == 1)
+                one = _projected(step, rest[-1]) if projects else step
+                state, out = _over_time(one, F.linear(x, w_ih, b_ih), state, w_hh, b_hh, backwards=way == 1)
                 final.append(state)
                 outs.append(out)
             x = torch.cat(outs, -1) if both else outs[0]
@@ -80,6 +81,15 @@ def layers(step: Step) -> Callable:
         return x, torch.stack(final)
 
     return run
+
+
+def _projected(step: Step, w_hr: Tensor) -> Step:
+    def projected(gates: Tensor, state: tuple[Tensor, Tensor], w_hh: Tensor, b_hh: Tensor | None):
+        (h, c), _ = step(gates, state, w_hh, b_hh)
+        h = F.linear(h, w_hr)
+        return (h, c), h
+
+    return projected
 
 
 def _over_time(step: Step, gates: Tensor, state, w_hh: Tensor, b_hh: Tensor | None, backwards: bool):

@@ -4,7 +4,7 @@ A symmetric Gram matrix is built from its upper blocks alone, half the multiplic
 the kernel of a network) add into a tile while it is in the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from math import ceil
 
@@ -28,24 +28,43 @@ def gram_of(forms: Sequence[Form], others: Sequence[Form] | None = None) -> Tens
     72.0
     """
     symmetric = others is None
-    pairs = [a.matched(b) for a, b in zip(forms, forms if symmetric else others, strict=True)]
+    pairs = list(zip(forms, forms if symmetric else others, strict=True))
     *stack, N, C = forms[0].shape
     M = N if symmetric else others[0].shape[-2]
     step = max(1, TILE_ROWS // C)
     if stack or 2 * step >= N:  # stacked twins are one batched product already
-        return _products(pairs)
+        return _products([a.matched(b)] for a, b in pairs)
+    passes = _passes(pairs)
     step = ceil(N / ceil(N / step))
-    out: Tensor | None = None  # as a matrix: two-dimensional transposes copy fast
-    for start in range(0, N, step):
-        stop = min(start + step, N)
-        beyond = slice(start if symmetric else 0, M)
-        tile = _products([(a.rows(slice(start, stop)), b.rows(beyond)) for a, b in pairs]).flatten(-2).flatten(0, 1)
-        if out is None:
-            out = tile.new_empty(N * C, M * C)
-        out[start * C : stop * C, beyond.start * C :] = tile
-        if symmetric and stop < N:
-            out[stop * C :, start * C : stop * C] = tile[:, (stop - start) * C :].mT.contiguous()
+    out = None  # as a matrix: two-dimensional transposes copy fast
+    for group in passes:
+        matched = [a.matched(b) for a, b in group]
+        whole = isinstance(group[0][0], Weighted)  # chunked already, in the other direction
+        for start in range(0, N, N if whole else step):
+            rows, beyond = slice(start, N if whole else min(start + step, N)), slice(start if symmetric else 0, M)
+            tile = _products([[(a.rows(rows), b.rows(beyond)) for a, b in matched]]).flatten(-2).flatten(0, 1)
+            if out is None:
+                out = tile.new_zeros(N * C, M * C) if len(passes) > 1 else tile.new_empty(N * C, M * C)
+            part = out[rows.start * C : rows.stop * C, beyond.start * C :]
+            part.add_(tile) if len(passes) > 1 else part.copy_(tile)
+    if symmetric:
+        _mirror(out, step * C)
     return out.unflatten(-1, (M, C)).unflatten(0, (N, C))
+
+
+def _passes(pairs: Sequence[tuple[Form, Form]]) -> list[list[tuple[Form, Form]]]:
+    """The forms that are read as they are, together; each that is first made larger (a summed J) by itself, so that only
+    one of these is in memory at a time."""
+    as_they_are = [p for p in pairs if isinstance(p[0], Outer | Flat | Decoupled)]
+    alone = [[p] for p in pairs if not isinstance(p[0], Outer | Flat | Decoupled)]
+    return ([as_they_are] if as_they_are else []) + alone
+
+
+def _mirror(matrix: Tensor, step: int) -> None:
+    """Copy the upper blocks of a square matrix to below its diagonal, in place."""
+    for start in range(0, len(matrix) - step, step):
+        stop = start + step
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].mT.contiguous()
 
 
 def blocks_of(forms: Sequence[Form]) -> Tensor:
@@ -53,11 +72,16 @@ def blocks_of(forms: Sequence[Form]) -> Tensor:
     return reduce(Tensor.add_, (form.block_gram() for form in forms))
 
 
-def _products(pairs: Sequence[tuple[Form, Form]]) -> Tensor:
+def _products(groups: Iterable[Sequence[tuple[Form, Form]]]) -> Tensor:
+    """Σ J J'ᵀ over all pairs of all groups; a group is dropped when the next one is made."""
     total: Tensor | None = None
-    for a, b in sorted(pairs, key=lambda pair: isinstance(pair[0], Decoupled)):
-        if total is None:
-            total = a.gram(b)
-        else:
-            total = a.add_to(total, b) if isinstance(a, Decoupled) else total.add_(a.gram(b))
+    late: list[tuple[Decoupled, Decoupled]] = []  # these add a few entries to what is there
+    for pairs in groups:
+        for a, b in pairs:
+            if isinstance(a, Decoupled):
+                late.append((a, b))
+            else:
+                total = a.gram(b) if total is None else total.add_(a.gram(b))
+    for a, b in late:
+        total = a.gram(b) if total is None else a.add_to(total, b)
     return total

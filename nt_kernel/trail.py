@@ -23,6 +23,8 @@ class Trail(AbstractContextManager):
     def __enter__(self) -> "Trail":
         for name, module in self.model.named_modules():
             name = name or "."
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             enter = module.register_forward_pre_hook(lambda m, a, n=name: self.active.append(n))
             leave = module.register_forward_hook(
                 lambda m, a, k, out, n=name: self._leave(n, (a, k), out), with_kwargs=True
@@ -44,15 +46,15 @@ class Trail(AbstractContextManager):
         return self.active[-1] if self.active else "."
 
 
-def first_difference(whole: Trail, alone: Trail) -> str:
-    """The first module whose inputs for sample 0 agree between a batch and that sample alone, and whose outputs do not.
+def first_difference(whole: Trail, alone: Trail, sample: int = 0) -> str:
+    """The first module whose inputs for a sample agree between a batch and that sample alone, and whose outputs do not.
 
-    ``whole`` and ``alone`` are trails of the same model on a batch and on its first sample.
+    ``whole`` and ``alone`` are trails of the same model on a batch and on its sample number ``sample``.
     """
     for (name, ins, outs), (other, ins_alone, outs_alone) in zip(whole.finished, alone.finished, strict=False):
         if name != other:
             return name
-        if _agree(ins, ins_alone) and not _agree(outs, outs_alone):
+        if _agree(ins, ins_alone, sample) and not _agree(outs, outs_alone, sample):
             return name
     return "."
 
@@ -61,18 +63,18 @@ def _tensors(tree) -> list[Tensor]:
     return [t.detach().clone() for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 
-def _agree(batch: list[Tensor], alone: list[Tensor]) -> bool:
-    return len(batch) == len(alone) and all(_same_sample(a, b) for a, b in zip(batch, alone, strict=True))
+def _agree(batch: list[Tensor], alone: list[Tensor], sample: int) -> bool:
+    return len(batch) == len(alone) and all(_same_sample(a, b, sample) for a, b in zip(batch, alone, strict=True))
 
 
-def _same_sample(batch: Tensor, alone: Tensor) -> bool:
+def _same_sample(batch: Tensor, alone: Tensor, sample: int) -> bool:
     if batch.dim() != alone.dim():
         return False
     for axis, (n, one) in enumerate(zip(batch.shape, alone.shape, strict=True)):
         if n != one:
             if n % one:
                 return False
-            batch = batch.narrow(axis, 0, one)  # folded with positions: the first sample comes first
+            batch = batch.narrow(axis, sample * one, one)  # folded with positions: sample by sample
             break
     if batch.shape != alone.shape:
         return False

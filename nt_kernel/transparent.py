@@ -26,7 +26,13 @@ def _undispatched(function: Callable) -> Callable:
     return copy
 
 
+def _prelu(x, weight):
+    slope = weight.reshape(1, -1, *[1] * (x.dim() - 2)) if weight.numel() > 1 else weight.reshape(())
+    return torch.where(x > 0, x, slope * x)
+
+
 _COMPOSITIONS = {
+    F.prelu: _prelu,  # its derivative cannot be batched
     F.multi_head_attention_forward: _undispatched(F.multi_head_attention_forward),
     **{getattr(torch, f"{name}_cell"): recurrent.cell(step) for name, step in recurrent.STEPS.items()},
     **{getattr(torch, name): recurrent.layers(step) for name, step in recurrent.STEPS.items()},
