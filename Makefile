@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One stamp, written last: an install that was cut short is done again.
 READY := $(VENV)/.complete
 
-.PHONY: help study test test-slow lint bench readme clean
+.PHONY: help study test test-slow lint peers bench readme clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-slow: $(READY) ## the slow suites too
 lint: $(READY) ## style and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+peers: $(READY) ## nngeometry, curvlinops and backpack, against which the tests then compare too (nothing of theirs replaces torch)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers/torch.txt
 
 bench: $(READY) ## time, memory and growth against peers, into benchmarks/results/ (about 25 minutes)
 	$(BIN)/python -m benchmarks.peers.install

@@ -58,7 +58,11 @@ def patches(x: Tensor, kernel, stride, padding, dilation) -> Tensor:
 def patch_inputs(x: Tensor, lead: int, site) -> Tensor:
     """Patches [..., N, T, G, d] of one call, for G groups."""
     kernel, stride, padding, dilation, groups = site.options
-    P = patches(x, kernel, stride, padding, dilation)
+    if len(kernel) == 2:  # torch's own gather is twice as fast
+        flat = F.pad(x.flatten(0, lead), [side for pair in reversed(padding) for side in pair])
+        P = F.unfold(flat, kernel, dilation, 0, stride).mT
+    else:
+        P = patches(x, kernel, stride, padding, dilation)
     return P.reshape(*x.shape[: lead + 1], -1, groups, x.shape[-1 - len(kernel)] // groups * prod(kernel))
 
 
