@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from nt_kernel.errors import NumericalError
-from nt_kernel.structures import Call, Structure, structure_of
-from nt_kernel.transparent import composition_of, run_batchable, uncompiled
+from nt_kernel.structures import Call, Structure
+from nt_kernel.transparent import uncompiled
+from nt_kernel.watch import Watch
 
 _OBSERVING: ContextVar[bool] = ContextVar("nt_kernel_observing", default=False)
 
@@ -68,7 +68,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Plan:
-    """How each trainable parameter is seen: by the calls that use it, or (``explicit``) by its per-sample Jacobian.
+    """How each trainable parameter is seen: by the calls that use it, by its per-sample Jacobian (``explicit``), not at all.
 
     ``layers`` maps every layer to its parameters, in ``named_parameters()`` order.
     """
@@ -76,7 +76,15 @@ class Plan:
     layers: dict[str, tuple[str, ...]]
     sites: tuple[Site, ...] = ()
     explicit: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     output: Callable | None = None
+    calls: tuple[tuple, ...] = ()  # what the forward pass did when the plan was made (``Watch.path``)
+    final: int | None = None  # the call whose untouched result the model returned
+    volatile: bool = False  # the forward selects or sorts by its data: where the samples are is checked on every use
+
+
+class StalePlan(ValueError):
+    """The forward pass did something else than when its plan was made."""
 
 
 @dataclass(frozen=True)
@@ -130,39 +138,6 @@ def select_samples(x, which) -> tuple:
     return tuple(t[which] if isinstance(t, Tensor) else t for t in as_inputs(x))
 
 
-class Watch(TorchFunctionMode):
-    """Sees the registered calls on the named parameters in their order, and hands each result to ``see``.
-
-    ``see(index, structure, call, weight, bias, out)`` returns what the model goes on with. Without ``see`` the mode only
-    makes fused functions transparent.
-    """
-
-    def __init__(self, names: dict[int, str] | None = None, see: Callable | None = None):
-        super().__init__()
-        self.names, self.see, self.count = names or {}, see, 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        composed = composition_of(func)
-        if composed is not None:
-            with self:
-                out = composed(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        structure = structure_of(func) if self.see else None
-        out = run_batchable(func, args, kwargs)
-        if structure and structure.commutes and id(args[0]) in self.names:
-            args = (*args[1:], args[0])
-        call = structure.bind(*args, **kwargs) if structure else None
-        if call is None or not isinstance(out, Tensor):
-            return out
-        weight, bias = self.names.get(id(call.weight)), self.names.get(id(call.bias))
-        if weight is None and bias is None:
-            return out
-        self.count += 1
-        return self.see(self.count - 1, structure, call, weight, bias, out)
-
-
 def run_model(
     model: nn.Module,
     state: dict[str, Tensor],
@@ -171,7 +146,7 @@ def run_model(
     watch: Watch | None = None,
 ) -> Tensor:
     """The model's outputs as [N, C], run functionally on ``state`` (parameters and buffers by name)."""
-    N = as_inputs(x)[0].shape[0]
+    N = batch_size(x)
     return flatten_outputs(call_model(model, state, x, watch), N, output)
 
 
@@ -208,6 +183,11 @@ def flatten_outputs(y, N: int, output: Callable | None = None) -> Tensor:
         raise ValueError(
             f"the model returned shape {tuple(y.shape)} for {N} samples; the first dimension must be the samples"
         )
+    if not y.is_floating_point() or y.numel() == 0:
+        raise ValueError(
+            f"the model returned {y.dtype} of shape {tuple(y.shape)}; factors need real floating-point outputs, at least one "
+            "for each sample"
+        )
     return y.reshape(N, -1)
 
 
@@ -217,7 +197,7 @@ def check_finite(x, y: Tensor) -> None:
         return
     for t in as_inputs(x):
         if isinstance(t, Tensor) and not bool(t.isfinite().all()):
-            rows = (~t.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            rows = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
             raise ValueError(
                 f"x must be finite; it holds NaN or inf in {len(rows)} of {len(t)} samples, first in sample {rows[0]}"
             )
@@ -233,7 +213,7 @@ def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: di
     A zero added to the output z of each captured call makes ∂y/∂z a vector-Jacobian product that needs no parameter
     gradient; one product per output serves all samples, because samples do not interact.
     """
-    N = as_inputs(x)[0].shape[0]
+    N = batch_size(x)
     state = {**params, **buffers}
     like = next(iter(params.values()))
     names = {id(value): name for name, value in params.items()}
@@ -244,13 +224,22 @@ def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: di
 
         def see(index: int, structure: Structure, call: Call, weight, bias, out: Tensor) -> Tensor:
             site = sites.get(index)
+            known = index < len(plan.calls) and plan.calls[index] == (structure, weight, bias, call.options)
+            if not known or (site is not None and site.shape != tuple(out.shape)):
+                raise StalePlan(_another_path(plan, index, weight or bias))
             if site is None:
                 return out
-            _check_path(site, structure, weight, bias)
-            features[index] = call.features()
-            return out + shift[index] if index in shift else out
+            seen = call.features()
+            features[index] = seen.to(like.dtype) if seen.is_floating_point() else seen
+            return out + shift[index].to(out.dtype) if index in shift else out
 
-        return run_model(model, state, x, plan.output, Watch(names, see)), features
+        watch = Watch(names, see)
+        out = call_model(model, state, x, watch)
+        newly_hidden = watch.hidden - set(plan.explicit)  # an unused one among them
+        another_end = any(site.is_output for site in plan.sites) and watch.final(out) != plan.final
+        if len(watch.path) < len(plan.calls) or newly_hidden or another_end:
+            raise StalePlan(_another_path(plan, len(watch.path), next(iter(newly_hidden), None)))
+        return flatten_outputs(out, N, plan.output), features
 
     shift = {i: like.new_zeros(()).expand(site.shape) for i, site in sites.items() if not site.is_output}
     deltas, sums = {}, {}
@@ -337,12 +326,12 @@ def _stacked(deltas: list[Tensor]) -> Tensor:
     return stacked.permute(last, *(k + (k == last) for k in back))
 
 
-def _check_path(site: Site, structure: Structure, weight: str | None, bias: str | None) -> None:
-    if structure is not site.structure or (site.weight or weight) != weight or (site.bias or bias) != bias:
-        raise ValueError(
-            f"the model's forward took another path than on its first use: where {site.weight or site.bias!r} was used, "
-            f"now {weight or bias!r} is; a forward that branches on its data has no fixed layer factors"
-        )
+def _another_path(plan: Plan, index: int, name: str | None) -> str:
+    was = (plan.calls[index][1] or plan.calls[index][2]) if index < len(plan.calls) else None
+    return (
+        f"the model's forward took another path than a moment ago: where {was!r} was used, now {name!r} is; a forward that "
+        "changes from call to call has no fixed layer factors"
+    )
 
 
 def _explicit_jacobians(model: nn.Module, plan: Plan, state: dict[str, Tensor], x) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture import Observation, batch_size, observe
+from nt_kernel.capture import Observation, StalePlan, batch_size, observe
 from nt_kernel.embedding import EmbeddingPart
 from nt_kernel.explicit import ExplicitPart
 from nt_kernel.linear import LinearPart
@@ -17,8 +17,9 @@ from nt_kernel.mass import Mass, Masses, resolve_mass
 from nt_kernel.plan import Plan, fast_formats, make_plan, parts_of
 from nt_kernel.probe import split_state
 from nt_kernel.tiles import Form, blocks_of, gram_of
+from nt_kernel.unused import UnusedPart
 
-Part = LinearPart | LinearOutputPart | EmbeddingPart | ExplicitPart
+Part = LinearPart | LinearOutputPart | EmbeddingPart | ExplicitPart | UnusedPart
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Factor:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """How each parameter is seen: "linear", "convolution", "normalisation", "embedding", or "explicit"."""
+        """How each parameter is seen: "linear", "convolution", "normalisation", "embedding", "elementwise", "explicit" or
+        "unused", or by a function of the user's own."""
         by_name = {name: part.kind for part in self.parts for name in part.names}
         return {name: by_name[name] for name in self.shapes}
 
@@ -166,7 +168,11 @@ def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tup
     batch_size(x)
     plan = make_plan(model, x, output)
     params, fixed = split_state(model)
-    observation = observe(model, plan, fast_formats(plan, params), fixed, x)
+    try:
+        observation = observe(model, plan, fast_formats(plan, params), fixed, x)
+    except StalePlan:
+        plan = make_plan(model, x, output, anew=True)
+        observation = observe(model, plan, fast_formats(plan, params), fixed, x)
     return observation.outputs, factors_of(plan, observation, {n: p.shape for n, p in params.items()})
 
 

@@ -15,6 +15,7 @@ from math import prod
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nt_kernel.capture import (
@@ -28,7 +29,7 @@ from nt_kernel.capture import (
     run_model,
     select_samples,
 )
-from nt_kernel.elementwise import repeats_over_samples
+from nt_kernel.elementwise import elementwise_sums, repeats_over_samples
 from nt_kernel.explicit import ExplicitPart
 from nt_kernel.linear_output import LinearOutputPart
 from nt_kernel.probe import (
@@ -39,15 +40,16 @@ from nt_kernel.probe import (
     refuse_parameters,
     refuse_random,
     split_state,
-    write_count,
 )
-from nt_kernel.structures import Names
+from nt_kernel.structures import Names, is_convolution, structure_of
 from nt_kernel.trail import Trail
+from nt_kernel.unused import UnusedPart
 
 _PLANS: WeakKeyDictionary = WeakKeyDictionary()
+MOST_PLANS = 16  # of one model: the oldest goes
 
 
-def make_plan(model: nn.Module, x, output=None) -> Plan:
+def make_plan(model: nn.Module, x, output=None, anew: bool = False) -> Plan:
     """The checked plan of ``model`` for inputs like ``x``; made once per model, mode and shape, then remembered.
 
     Raises ValueError for a model in training mode with dropout or BatchNorm, without trainable parameters, with a forward
@@ -57,10 +59,16 @@ def make_plan(model: nn.Module, x, output=None) -> Plan:
     """
     key = _signature(model, x, output)
     plans = _PLANS.setdefault(model, {})
-    if key not in plans:
+    if anew or key not in plans:
         refuse_modules(model)
-        plans[key] = _checked(model, _guess(model, x, output), x)
-    return plans[key]
+        plan = _checked(model, _guess(model, x, output), x)
+        if plan.volatile:
+            return plan
+        plans.pop(key, None)
+        plans[key] = replace(plan, output=None)  # which may hold the model itself
+        while len(plans) > MOST_PLANS:
+            del plans[next(iter(plans))]
+    return replace(plans[key], output=output)
 
 
 def trainable_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -82,7 +90,7 @@ def fast_formats(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     On CPU the passes of narrow convolutions are up to four times as fast so. Only where no gradient is taken of them: torch
     2.13 corrupts memory in the gradient of the kernel of some narrow float32 convolutions in that format.
     """
-    kernels = {s.weight for s in plan.sites if s.structure.kind == "convolution" and s.options[-1] == 1}
+    kernels = {s.weight for s in plan.sites if is_convolution(s.structure) and s.options[-1] == 1}
     return {
         n: p.contiguous(memory_format=torch.channels_last) if n in kernels and p.dim() == 4 else p
         for n, p in params.items()
@@ -96,6 +104,8 @@ def parts_of(plan: Plan, observation: Observation, shapes: Mapping[str, torch.Si
     parts: dict[str, list] = {layer: [] for layer in plan.layers}
     for (weight, bias), sites in _by_tensors(plan.sites).items():
         parts[owner[weight or bias]] += _parts_of_group(weight, bias, sites, observation, lead)
+    for name in plan.unused:
+        parts[owner[name]].append(UnusedPart(observation.outputs, name, tuple(shapes[name])))
     for name, jacobian in observation.jacobians.items():
         parts[owner[name]].append(ExplicitPart(jacobian, name, tuple(shapes[name])))
     return parts
@@ -132,7 +142,14 @@ def _signature(model: nn.Module, x, output) -> tuple:
     inputs = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else repr(t) for t in as_inputs(x))
     refuse_parameters(model)
     state = tuple((n, p.requires_grad, tuple(p.shape)) for n, p in model.named_parameters())
-    return inputs, state, tuple((type(m), m.training) for m in model.modules()), output
+    return inputs, state, tuple((type(m), m.training) for m in model.modules()), _identity(output)
+
+
+def _identity(output) -> object:
+    """What tells one ``output`` from another: of a function that encloses nothing, its code."""
+    if getattr(output, "__code__", None) is not None and output.__closure__ is None:
+        return output.__code__, output.__defaults__
+    return None if output is None else id(output)
 
 
 def _guess(model: nn.Module, x, output) -> Plan:
@@ -142,6 +159,12 @@ def _guess(model: nn.Module, x, output) -> Plan:
     N = batch_size(x)
     here = Record(model, x, output)
     check_finite(x, here.y)
+    types = {p.dtype for p in model.parameters() if p.requires_grad} | {here.y.dtype}
+    if len(types) > 1:
+        raise ValueError(
+            f"the trainable parameters and the output have several dtypes, {', '.join(sorted(map(str, types)))}; layer "
+            "factors need one: write model.to(dtype), and no autocast"
+        )
     refuse_random(here, Record(model, x, output))
     other = Record(model, select_samples(x, slice(0, 1) if N > 1 else [0, 0]), output)
     if N == 1:
@@ -149,25 +172,30 @@ def _guess(model: nn.Module, x, output) -> Plan:
     else:
         refuse_interaction(here, other, 0)
         refuse_interaction(here, Record(model, select_samples(x, slice(N - 1, N)), output), N - 1)
-    sites = []
+    final = here.watch.final(here.out)
+    sites, hidden = [], here.watch.hidden | other.watch.hidden
     if [c[:1] + c[2:4] for c in here.calls] == [c[:1] + c[2:4] for c in other.calls]:
         for index, (mine, theirs) in enumerate(zip(here.calls, other.calls, strict=True)):
-            site = _site(index, mine, theirs, N, here.out if output is None else None)
+            site = _site(index, mine, theirs, N, last=output is None and index == final)
             if site is not None:
                 sites.append(site)
+            else:
+                hidden |= {name for name in mine[2:4] if name}
     sites = _separated(sites, layers)
-    return _with_explicit(Plan(layers, tuple(sites), (), output), _mixed(sites), N)
+    touched = hidden | {name for call in here.watch.path + other.watch.path for name in call[1:3]}
+    unused = tuple(name for own in layers.values() for name in own if name not in touched)
+    plan = Plan(layers, tuple(sites), (), unused, output, tuple(here.watch.path), final, here.watch.volatile)
+    return _with_explicit(plan, [*_mixed(sites), *hidden], N)
 
 
-def _site(index: int, mine: tuple, theirs: tuple, N: int, final) -> Site | None:
-    structure, call, weight, bias, out, version = mine
+def _site(index: int, mine: tuple, theirs: tuple, N: int, last: bool) -> Site | None:
+    structure, call, weight, bias, out = mine
     layout = layout_of(out, theirs[4], N)
     if layout is None:
         return None
-    untouched = version is not None and version == write_count(out)  # no in-place activation after it
-    last = out is final and untouched and out.dim() == 2 and structure.kind == "linear" and call.options == ()
+    last = last and out.dim() == 2 and structure is structure_of(F.linear)
     shape = tuple(call.weight.shape) if isinstance(call.weight, Tensor) else tuple(call.bias.shape)
-    if structure.kind == "elementwise" and not repeats_over_samples(shape, out.shape, layout.axis):
+    if structure.contract is elementwise_sums and not repeats_over_samples(shape, out.shape, layout.axis):
         return None
     bias_shape = tuple(call.bias.shape) if isinstance(call.bias, Tensor) else ()
     return Site(index, structure, weight, bias, shape, bias_shape, tuple(out.shape), layout, call.options, last)
@@ -195,7 +223,7 @@ def _mixed(sites: list[Site]) -> list[str]:
     for site in sites:
         for name in (site.weight, site.bias):
             if name is not None:
-                uses.setdefault(name, set()).add((site.structure.kind, site.options[-1:]))
+                uses.setdefault(name, set()).add((site.structure.kind, site.structure.parts, site.options[-1:]))
     return [name for name, ways in uses.items() if len(ways) > 1]
 
 
@@ -209,17 +237,21 @@ def _with_explicit(plan: Plan, names: Sequence[str], N: int) -> Plan:
     # Where a tensor is used several times the last call's δ is the identity, but the others' are not.
     shared = {s.index for group in _by_tensors(sites).values() if len(group) > 1 for s in group}
     sites = [replace(s, is_output=False) if s.index in shared else s for s in sites]
-    contracted = {s.index for group in _by_tensors(sites).values() if _contracts(group, N) for s in group}
+    groups = list(_by_tensors(sites).values())
+    contracted = {s.index for group in groups if _contracts(group, N) for s in group}
+    while more := {s.index for g in groups if contracted & {s.index for s in g} for s in g} - contracted:
+        contracted |= more  # a call is contracted for all that it explains, and a tensor in all its calls
     sites = [replace(s, contracted=s.index in contracted) for s in sites]
-    seen = {n for site in sites for n in (site.weight, site.bias)}
+    unused = tuple(n for n in plan.unused if n not in names)
+    seen = {n for site in sites for n in (site.weight, site.bias)}.union(unused)
     explicit = tuple(n for own in plan.layers.values() for n in own if n not in seen)
-    return replace(plan, sites=tuple(sites), explicit=explicit)
+    return replace(plan, sites=tuple(sites), explicit=explicit, unused=unused)
 
 
 def _contracts(group: Sequence[Site], N: int) -> bool:
     """True where the per-sample Jacobian is smaller than the δ of all positions, or there is no other way."""
     first = group[0]
-    if first.structure.parts is None or (first.structure.kind == "convolution" and first.options[-1] > 1):
+    if first.structure.parts is None or (is_convolution(first.structure) and first.options[-1] > 1):
         return True
     if first.is_output or first.structure.contract is None:
         return False
@@ -269,8 +301,14 @@ def _autograd(model: nn.Module, plan: Plan, params, fixed, x) -> tuple[Tensor, d
         except RuntimeError as error:
             raise ValueError(
                 f"layer {trail.culprit!r} cannot be differentiated by torch.func, which layer factors rest on: "
-                f"{str(error).splitlines()[0]} (switch activation checkpointing off: it saves memory in training only)"
+                f"{str(error).splitlines()[0]}{_advice(str(error))}"
             ) from error
+
+
+def _advice(error: str) -> str:
+    if "saved tensor hooks" in error or "setup_context" in error:
+        return " (if this is activation checkpointing, switch it off: it saves memory in training only)"
+    return ""
 
 
 def _disagreement(model, plan: Plan, params, fixed, x, v: Tensor, expected: dict[str, Tensor]) -> list[str]:

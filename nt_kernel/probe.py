@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
-from nt_kernel.capture import Layout, Watch, as_inputs, call_model, flatten_outputs
+from nt_kernel.capture import Layout, as_inputs, batch_size, call_model, flatten_outputs
 from nt_kernel.trail import Trail, first_difference
+from nt_kernel.watch import Watch
 
 
 def refuse_parameters(model: nn.Module) -> None:
@@ -50,7 +51,7 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     Raises ValueError for parameters that are not initialised or not real.
     """
     refuse_parameters(model)
-    params, fixed = {}, {name: b.detach() for name, b in model.named_buffers()}
+    params, fixed = {}, {name: b.detach().clone() for name, b in model.named_buffers()}  # some forwards count in them
     for name, p in model.named_parameters():
         (params if p.requires_grad else fixed)[name] = p.detach()
     return params, fixed
@@ -63,7 +64,7 @@ class Record:
         params, fixed = split_state(model)
         self.calls: list[tuple] = []
         with Trail(model) as self.trail:
-            watch = Watch({id(p): n for n, p in params.items()}, self._see)
+            self.watch = watch = Watch({id(p): n for n, p in params.items()}, self._see)
             try:
                 self.out = call_model(model, {**params, **fixed}, x, watch)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -72,10 +73,10 @@ class Record:
                     f"the model cannot run on x of shape {shapes} (in layer {self.trail.culprit!r}): "
                     f"{str(error).splitlines()[0]}"
                 ) from error
-        self.y = flatten_outputs(self.out, len(as_inputs(x)[0]), output)
+        self.y = flatten_outputs(self.out, batch_size(x), output)
 
     def _see(self, index, structure, call, weight, bias, out: Tensor) -> Tensor:
-        self.calls.append((structure, call, weight, bias, out, write_count(out)))
+        self.calls.append((structure, call, weight, bias, out))
         return out
 
 
@@ -97,12 +98,9 @@ def layout_of(out: Tensor, other: Tensor, N: int) -> Layout | None:
     by_position = out.unflatten(k, (-1, N)).select(k + 1, 0)
     close = torch.allclose(by_position, other, rtol=1e-3, atol=1e-6)
     by_sample = torch.allclose(out.narrow(k, 0, other.shape[k]), other, rtol=1e-3, atol=1e-6)
-    return Layout(k, "positions" if close and not by_sample else "samples")
-
-
-def write_count(out: Tensor) -> int | None:
-    """How often ``out`` was written to in place; None where torch does not count (inference mode)."""
-    return None if out.is_inference() else out._version
+    if close == by_sample:  # data that cannot tell: exact without a layout
+        return None
+    return Layout(k, "positions" if close else "samples")
 
 
 def refuse_random(first: Record, second: Record) -> None:

@@ -80,6 +80,11 @@ def structure_of(function: Callable) -> Structure | None:
     return _REGISTRY.get(function)
 
 
+def is_convolution(structure: Structure) -> bool:
+    """True for torch's own convolutions (a user's function may bear the name)."""
+    return structure.parts is convolution_parts
+
+
 def structured(jacobian: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Callable], Callable]:
     """Decorator: give a function ``f(x, weight)`` of your own a structured Jacobian.
 
@@ -109,6 +114,12 @@ def structured(jacobian: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Callab
 
         def contract(x: Tensor, delta: Tensor, site) -> tuple[Tensor, None]:
             J = jacobian(x, delta)
+            if J.shape[:2] != delta.shape[:2] or tuple(J.shape[2:]) != site.weight_shape:
+                raise ValueError(
+                    f"the jacobian given for {function.__name__!r} returned shape {tuple(J.shape)}, expected "
+                    f"[N, C, *weight.shape] = {(*delta.shape[:2], *site.weight_shape)}"
+                )
+            J = J.to(delta.dtype)
             return (J.flatten(2) if J.dim() > 2 else J[..., None]), None
 
         as_is = lambda t, lead, site: t  # noqa: E731
@@ -157,6 +168,8 @@ def join_pieces(pieces: list[Piece], feature_dims: int = 1) -> Piece:
 
 
 def _bind_linear(input, weight, bias=None):
+    if weight.dim() != 2:
+        return None
     return Call(lambda: input, weight, bias)
 
 

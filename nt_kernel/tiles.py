@@ -28,7 +28,7 @@ def gram_of(forms: Sequence[Form], others: Sequence[Form] | None = None) -> Tens
     72.0
     """
     symmetric = others is None
-    pairs = list(zip(forms, forms if symmetric else others, strict=True))
+    pairs = [_alike(a, b) for a, b in zip(forms, forms if symmetric else others, strict=True)]
     *stack, N, C = forms[0].shape
     M = N if symmetric else others[0].shape[-2]
     step = max(1, TILE_ROWS // C)
@@ -65,6 +65,15 @@ def _mirror(matrix: Tensor, step: int) -> None:
     for start in range(0, len(matrix) - step, step):
         stop = start + step
         matrix[stop:, start:stop] = matrix[start:stop, stop:].mT.contiguous()
+
+
+def _alike(a: Form, b: Form) -> tuple[Form, Form]:
+    """The pair matched; one position on one side counts as a sum over one where the other side has several."""
+    if type(a) is not type(b):
+        return tuple(
+            Positions(f.inputs[..., None, :], f.deltas[..., None, :]) if isinstance(f, Outer) else f for f in (a, b)
+        )
+    return a, b
 
 
 def blocks_of(forms: Sequence[Form]) -> Tensor:
