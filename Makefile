@@ -22,10 +22,10 @@ study: $(READY) ## the digits study: trains twins, draws the figures, writes res
 	$(BIN)/stability run digits --out results/digits
 
 test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # small operations: threads cost more than they give
 
 test-slow: $(READY) ## the slow suites too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow'
 
 lint: $(READY) ## style and import order
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The empirical neural tangent kernel J(x₁)J(x₂)ᵀ of a model: whole, per class, traced, per layer, within a memory limit."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -105,7 +106,7 @@ class _Task:
     rows: Points
     columns: Points | None
     wanted: Callable[[Mapping[str, Factor]], Wanted]
-    check: int  # bytes that planning took
+    check: tuple[int, int]  # bytes that planning took, and left behind
 
     @classmethod
     def of(cls, model, x1, x2, mass, outputs, per_layer, output, dtype, *, whole: bool) -> "_Task":
@@ -120,10 +121,12 @@ class _Task:
             return rows, None if x2 is None else rows.at(x2, whole=whole)
 
         if whole:
-            return cls(*points(), wanted, 0)
+            return cls(*points(), wanted, (0, 0))
         with LiveBytes() as seen:
             rows, columns = points()
-        return cls(rows, columns, wanted, seen.peak)
+            gc.collect()  # what recording the model's path leaves hangs together in circles
+            check = seen.peak, seen.live
+        return cls(rows, columns, wanted, check)
 
     def chunked(self, chunk: int) -> "_Task":
         columns = None if self.columns is None else self.columns.chunked(chunk)
@@ -137,8 +140,8 @@ class _Task:
         return Forecast((passage,), *footprint(self.check, *(s for s in (rows, columns) if s)))
 
 
-def footprint(check: int, *sides: Watched) -> tuple[int, int]:
-    """Bytes of the state's copies, and the peak of planning and probing, these included."""
+def footprint(check: tuple[int, int], *sides: Watched) -> tuple[int, int]:
+    """Bytes of the state's copies and of what planning left behind, and the peak of planning and probing, these included."""
     model = sides[0].points.model
     held = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     copies: dict[int, int] = {}
@@ -146,5 +149,6 @@ def footprint(check: int, *sides: Watched) -> tuple[int, int]:
         for t in (*side.points.params.values(), *side.points.fixed.values()):
             if t.untyped_storage().data_ptr() not in held:
                 copies[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-    copied = sum(copies.values())
-    return copied, max(check, copied + ceil(sum(side.watching for side in sides)))
+    peak, left = check
+    left = max(left, sum(copies.values()))
+    return left, max(peak, left + ceil(sum(side.watching for side in sides)))

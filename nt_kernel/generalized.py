@@ -1,5 +1,6 @@
 """How the generalized kernel comes about: Gram matrices between the point sets, then the inner system of every block."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -56,7 +57,7 @@ class GeneralizedTask:
     metric: OutputMetric
     scale: str
     blocks: str
-    check: int = 0  # bytes that planning took
+    check: tuple[int, int] = (0, 0)  # bytes that planning took, and left behind
 
     @classmethod
     def of(cls, model: nn.Module, x, x1, x2, *, output: Callable | None, whole: bool, **rest) -> "GeneralizedTask":
@@ -68,7 +69,9 @@ class GeneralizedTask:
             )
         with LiveBytes() as seen:
             found = point_sets(model, x, x1, x2, output=output, whole=False)
-        return cls(found, **rest, check=seen.peak)
+            gc.collect()  # what recording the model's path leaves hangs together in circles
+            check = seen.peak, seen.live
+        return cls(found, **rest, check=check)
 
     @property
     def symmetric(self) -> bool:

@@ -54,7 +54,8 @@ class PeakMemory:
     ``total`` is the largest sum over the moments of the run, not the sum of the ``items``, of which not all are alive at
     once:
 
-    - "result": what is returned; "parameters": their copy in the dtype of the kernel, where the model has another;
+    - "result": what is returned; "parameters": their copy in the dtype of the kernel, where the model has another, and
+      what planning leaves to the garbage collector;
     - "check": the model's first pass, on a few samples, that finds its structure (once per model and shape);
     - "factors": features and sensitivities of the blocks held at a time; "observation": what one block's forward and
       backward passes take beyond them (activations, intermediate Jacobians);

@@ -155,7 +155,7 @@ class Forecast:
     """What a run of some sweeps, one after the other with their kernels kept, will take."""
 
     passages: tuple[Passage, ...]
-    parameters: int  # bytes of the copy of the parameters and buffers
+    parameters: int  # bytes of the copy of the parameters and buffers, and of what planning left behind
     check: int  # bytes that planning and probing took
     solves: int = 0  # bytes beside the kernels, once they are computed
     kept: int = 0  # bytes returned, where it is not the kernels

@@ -63,8 +63,14 @@ class Record:
     def __init__(self, model: nn.Module, x, output):
         params, fixed = split_state(model)
         self.calls: list[tuple] = []
+        calls = self.calls  # not self: a cycle would keep all tensors until the garbage collector comes
+
+        def see(index, structure, call, weight, bias, out: Tensor) -> Tensor:
+            calls.append((structure, call, weight, bias, out))
+            return out
+
         with Trail(model) as self.trail:
-            self.watch = watch = Watch({id(p): n for n, p in params.items()}, self._see)
+            self.watch = watch = Watch({id(p): n for n, p in params.items()}, see)
             try:
                 self.out = call_model(model, {**params, **fixed}, x, watch)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -74,10 +80,6 @@ class Record:
                     f"{str(error).splitlines()[0]}"
                 ) from error
         self.y = flatten_outputs(self.out, batch_size(x), output)
-
-    def _see(self, index, structure, call, weight, bias, out: Tensor) -> Tensor:
-        self.calls.append((structure, call, weight, bias, out))
-        return out
 
 
 def layout_of(out: Tensor, other: Tensor, N: int) -> Layout | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import itertools
 import os
 
@@ -57,6 +58,15 @@ MODELS = {"mlp": perceptron, "cnn": convolutional, "transformer": transformer, "
 N, M = 7, 3
 
 
+@pytest.fixture(autouse=True)
+def collector_at_rest():
+    """Circles of references are freed at a moment of the collector's choosing, and peaks would be no numbers."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def made(name):
     torch.manual_seed(0)
     model, draw = MODELS[name]()
@@ -104,15 +114,17 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "chunk"), [("mlp", 1), ("cnn", 1), *itertools.product(MODELS, (3, N))])
-def test_the_empirical_kernels_peak_is_kept(name, chunk):
+def test_the_empirical_kernels_peak_is_kept(name, chunk, capsys):
     model, x, other = made(name)
     for second, options in SETTINGS:
         x2 = None if second is None else other
         fresh = copy.deepcopy(model)  # planning and probing are part of the run
         predicted = predict_peak(copy.deepcopy(model), x, x2, chunk_size=chunk, **options)
         peak = measured(lambda: empirical_ntk(fresh, x, x2, chunk_size=chunk, **options))  # noqa: B023
-        assert peak <= predicted.total <= 2 * peak + 2**16, (options, str(predicted), format_bytes(peak))
+        said = announced(capsys.readouterr().err)
+        assert peak <= said * 1.01 <= 2 * peak + 2**17, (options, str(predicted), format_bytes(peak))
         assert predicted.blocks == -(-N // chunk)
+        assert abs(predicted.total - said) <= 0.01 * said
 
 
 @pytest.mark.parametrize(
@@ -141,14 +153,14 @@ def test_a_limit_is_kept_and_used(name, outputs):
     x = draw(16)
     whole, least = (predict_peak(copy.deepcopy(model), x, outputs=outputs, chunk_size=n) for n in (16, 1))
     K, size = empirical_ntk(model, x, outputs=outputs), 16
-    for limit in (whole.total, (whole.total + least.total) // 2, least.total):
+    for limit in (1.02 * whole.total, 1.02 * (whole.total + least.total) / 2, 1.02 * least.total):
         chosen = predict_peak(copy.deepcopy(model), x, outputs=outputs, memory_limit=limit)
         assert chosen.total <= limit
         assert chosen.chunk_size <= size
         size = chosen.chunk_size
         if chosen.blocks > 1 and name != "wide":  # the next larger blocks do not fit
             larger = -(-16 // (chosen.blocks - 1))
-            assert predict_peak(copy.deepcopy(model), x, outputs=outputs, chunk_size=larger).total > limit
+            assert predict_peak(copy.deepcopy(model), x, outputs=outputs, chunk_size=larger).total > limit / 1.05
         found, fresh = [], copy.deepcopy(model)
         run = lambda: found.append(empirical_ntk(fresh, x, outputs=outputs, memory_limit=limit))  # noqa: B023, E731
         assert measured(run) <= limit
