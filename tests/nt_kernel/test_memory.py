@@ -113,7 +113,16 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("mlp", 1), ("cnn", 1), *itertools.product(MODELS, (3, N))])
+SLOW = {"transformer", "wide"}  # what they show beyond the small networks is size
+
+
+def quick_and_slow(cases: list[tuple]) -> list:
+    return [pytest.param(*case, marks=pytest.mark.slow) if case[0] in SLOW else case for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk"), quick_and_slow([("mlp", 1), ("cnn", 1), *itertools.product(MODELS, (3, N))])
+)
 def test_the_empirical_kernels_peak_is_kept(name, chunk, capsys):
     model, x, other = made(name)
     for second, options in SETTINGS:
@@ -128,7 +137,8 @@ def test_the_empirical_kernels_peak_is_kept(name, chunk, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("mlp", "layer"), ("mlp", "network"), ("cnn", "layer"), ("transformer", "layer")]
+    ("name", "blocks"),
+    quick_and_slow([("mlp", "layer"), ("mlp", "network"), ("cnn", "layer"), ("transformer", "layer")]),
 )
 def test_the_generalized_kernels_peak_is_kept(name, blocks, capsys):
     model, x, other = made(name)
