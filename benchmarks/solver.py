@@ -18,8 +18,8 @@ from benchmarks.timing import Settings, interleaved
 from benchmarks.workloads import WORKLOADS
 from nt_kernel import layer_factors
 from nt_kernel.factors import Factor
-from nt_kernel.metric import inner_system, step_system
-from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.metric.layer_metric import inner_system, step_system
+from nt_kernel.metric.output_metric import resolve_output_metric
 
 TITLE = "Inner systems: Cholesky or conjugate gradients"
 ABOUT = (

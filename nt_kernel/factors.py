@@ -8,16 +8,16 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture import Observation, StalePlan, batch_size, observe
-from nt_kernel.embedding import EmbeddingPart
-from nt_kernel.explicit import ExplicitPart
-from nt_kernel.linear import LinearPart
-from nt_kernel.linear_output import LinearOutputPart
+from nt_kernel.capture.embedding import EmbeddingPart
+from nt_kernel.capture.explicit import ExplicitPart
+from nt_kernel.capture.linear import LinearPart
+from nt_kernel.capture.linear_output import LinearOutputPart
+from nt_kernel.capture.observe import Observation, StalePlan, batch_size, observe
+from nt_kernel.capture.plan import Plan, fast_formats, make_plan, parts_of
+from nt_kernel.capture.probe import split_state
+from nt_kernel.capture.unused import UnusedPart
 from nt_kernel.mass import Mass, Masses, resolve_mass
-from nt_kernel.plan import Plan, fast_formats, make_plan, parts_of
-from nt_kernel.probe import split_state
-from nt_kernel.tiles import Form, blocks_of, gram_of
-from nt_kernel.unused import UnusedPart
+from nt_kernel.products.tiles import Form, blocks_of, gram_of
 
 Part = LinearPart | LinearOutputPart | EmbeddingPart | ExplicitPart | UnusedPart
 
@@ -53,7 +53,7 @@ class Factor:
         return Factor(self.name, tuple(part.rows(n) for part in self.parts), self.shapes)
 
     def forms(self, mass: Mass = 1.0) -> list[Form]:
-        """J D^(−1/2) as the forms that Gram products are made of (``nt_kernel.forms``)."""
+        """J D^(−1/2) as the forms that Gram products are made of (``nt_kernel.products.forms``)."""
         mass = self.resolved_mass(mass)
         return [form for part in self.parts for form in part.forms(mass)]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nt_kernel.factors import Factor, stacked_layer_factors
-from nt_kernel.inner import InnerSystem, inner_system
 from nt_kernel.mass import Mass, Masses
-from nt_kernel.metric import (
+from nt_kernel.metric.inner import InnerSystem, inner_system
+from nt_kernel.metric.layer_metric import (
     StepSystem,
     check_scale,
     check_solver,
@@ -17,7 +17,7 @@ from nt_kernel.metric import (
     resolve_blocks,
     step_system,
 )
-from nt_kernel.output_metric import OutputMetric, resolve_output_metric
+from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 
 
 def inner_systems(
@@ -30,7 +30,7 @@ def inner_systems(
 def step_systems(
     blocks: Mapping[str, Factor], y: Tensor, mass: Masses, scale: str, metric: OutputMetric, solver: str = "auto"
 ) -> dict[str, StepSystem]:
-    """What solves the step of every metric block (:func:`nt_kernel.metric.step_system`), y [..., N, C]."""
+    """What solves the step of every metric block (:func:`nt_kernel.metric.layer_metric.step_system`), y [..., N, C]."""
     return {name: step_system(f, y.shape[-2], mass, scale, metric, y, solver=solver) for name, f in blocks.items()}
 
 

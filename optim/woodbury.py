@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture import as_inputs, flatten_outputs, observing
+from nt_kernel.capture.observe import as_inputs, flatten_outputs, observing
+from nt_kernel.capture.plan import trainable_layers
 from nt_kernel.factors import Factor, layer_factors
-from nt_kernel.inner import Solve, apply_blocks
 from nt_kernel.mass import Mass, resolve_mass
-from nt_kernel.metric import (
+from nt_kernel.metric.inner import Solve, apply_blocks
+from nt_kernel.metric.layer_metric import (
     StepSystem,
     check_scale,
     check_solver,
@@ -20,8 +21,7 @@ from nt_kernel.metric import (
     scale_factor,
     solve_metric,
 )
-from nt_kernel.output_metric import OutputMetric, resolve_output_metric
-from nt_kernel.plan import trainable_layers
+from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 from optim.direction import step_systems, woodbury_direction
 from optim.step_limit import auto_lr, check_lr, checked_rate
 
@@ -66,14 +66,14 @@ class Woodbury(torch.optim.Optimizer):
     scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent), or "mean-jacobian": G = D + J̄ᵀM̄ J̄ with the
         batch means of the J_i and M_i, whose inner matrix is [C, C]. blocks: "layer" or "network".
     solver: of the inner systems, "cholesky", "cg" (preconditioned conjugate gradients to 1e-4 in float32, 1e-12 in
-        float64), or "auto", the cheaper one (``nt_kernel.cost_model``). ``solves`` tells how it went.
+        float64), or "auto", the cheaper one (``nt_kernel.metric.cost_model``). ``solves`` tells how it went.
     check_step: refuse a step with lr·λ_max(L_y H L_yᵀ) ≥ 2, N blocks. At scale "mean" λ_max ≤ N, so lr < 2/N costs nothing;
         beyond that the kernel of every step, [B·C, B·C], is formed and, where its norm does not settle it, its
         eigenvalues. It presumes h = (1/B)Σℓ with ∇²_yℓ ⪯ M (½‖y − a‖² with M = I, cross-entropy with any M here). A loss
         of curvature σ, such as ``MSELoss()`` with σ = 2/C, steps like lr·σ: write ``check_step=False`` and mind the limit.
 
     ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the bound on λ_max that allowed the last step,
-    ``solves`` {block: :class:`nt_kernel.inner.Solve`} the solver of the last step, its iterations and achieved residual.
+    ``solves`` {block: :class:`nt_kernel.metric.inner.Solve`} the last step's solver, its iterations and achieved residual.
 
     Raises ValueError/TypeError for bad hyperparameters, ``StepTooLargeError`` (a ValueError) naming 2/λ_max,
     ``NumericalError`` when the inner system fails.

@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
         "Woodbury": "optim.woodbury",
-        "generalized_ntk": "nt_kernel.ntk",
+        "generalized_ntk": "nt_kernel.kernels.ntk",
     },
 )

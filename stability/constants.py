@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nt_kernel.spectrum import largest_block_eigenvalues, safe_lambda_min, symmetric_eigenvalues
+from nt_kernel.spectra.spectrum import largest_block_eigenvalues, safe_lambda_min, symmetric_eigenvalues
 from stability.system import Snapshot, TwinSystem
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture import run_model
+from nt_kernel.capture.observe import run_model
+from nt_kernel.capture.probe import split_state
 from nt_kernel.factors import Factor, stacked_layer_factors
 from nt_kernel.mass import Mass
-from nt_kernel.metric import inner_system, model_mass, rate_limit, resolve_blocks, scale_factor
-from nt_kernel.output_metric import resolve_output_metric
-from nt_kernel.probe import split_state
-from nt_kernel.spectrum import largest_block_eigenvalues, rounding_radius
+from nt_kernel.metric.layer_metric import inner_system, model_mass, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.metric.output_metric import resolve_output_metric
+from nt_kernel.spectra.spectrum import largest_block_eigenvalues, rounding_radius
 from optim.direction import inner_systems, woodbury_direction
 from optim.step_limit import checked_rate
 from stability.replacement import Replacement, rows_on_S, stack_twins

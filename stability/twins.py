@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nt_kernel.mass import Mass, smallest_mass
-from nt_kernel.output_metric import OutputMetric
+from nt_kernel.metric.output_metric import OutputMetric
 from optim.flow import gradient_flow
 from optim.step_limit import auto_lr, check_lr
 from stability.assumptions import NULL_SHARE, judge

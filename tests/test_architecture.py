@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["nt_kernel", "optim", "stability", "studies"]  # each imports only those before it
+ROOMS = {"nt_kernel": ["house", "errors", "products", "mass", "capture", "factors", "spectra", "metric", "kernels"]}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in zip(NAMES, FILES, strict=True)}
@@ -53,6 +54,24 @@ def test_imports_go_downwards_only(name):
     own = name.partition("/")[0]
     above = set(FLOORS[FLOORS.index(own) + 1 :])
     assert not imported(TREES[name]) & (above | {"tests", "benchmarks", "examples"})
+
+
+def modules(tree: ast.AST) -> set[str]:
+    """Full names of the modules that a file imports from."""
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return {node.module for node in nodes if node.module} | {
+        alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rooms_of_a_floor_import_those_before_them(name):
+    floor, _, inside = name.partition("/")
+    order, room = ROOMS.get(floor), inside.partition("/")[0].removesuffix(".py")
+    if order is None or room == "__init__":
+        return
+    others = {m.split(".")[1] for m in modules(TREES[name]) if m.startswith(floor + ".")}
+    assert others <= set(order[: order.index(room) + 1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nt_kernel import certified
-from nt_kernel.certified import certified_lambda_max, certified_lambda_min, condition_number
-from nt_kernel.directed import checked_symmetric, gamma, lambda_max_upper, perron_upper, round_up, scaled
+from nt_kernel.spectra import certified
+from nt_kernel.spectra.certified import certified_lambda_max, certified_lambda_min, condition_number
+from nt_kernel.spectra.directed import checked_symmetric, gamma, lambda_max_upper, perron_upper, round_up, scaled
 from tests.nt_kernel.exact import largest_is_at_most, pivots, smallest_is_at_least
 
 F64, EPS = torch.float64, 2.0**-52

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nt_kernel import NumericalError
-from nt_kernel.conjugate_gradient import conjugate_gradient
+from nt_kernel.metric.conjugate_gradient import conjugate_gradient
 
 F64 = torch.float64
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
 
 from nt_kernel.errors import NumericalError
-from nt_kernel.extremal import extremal_eigenvalues
-from nt_kernel.ritz import RitzPairs, enclose
+from nt_kernel.spectra.extremal import extremal_eigenvalues
+from nt_kernel.spectra.ritz import RitzPairs, enclose
 from tests.nt_kernel.exact import count_below, largest_is_at_most, smallest_is_at_least
 
 F64 = torch.float64
@@ -294,5 +294,5 @@ def test_a_clustered_lower_end_is_written_out_and_lanczos_gives_up_on_it_in_good
 
 
 def test_the_modules_load_torch_only():
-    program = "import nt_kernel.certified, nt_kernel.extremal, sys; sys.exit('scipy' in sys.modules)"
+    program = "import nt_kernel.spectra.certified, nt_kernel.spectra.extremal, sys; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nt_kernel.output_metric import resolve_output_metric, sampled_fisher
+from nt_kernel.metric.output_metric import resolve_output_metric, sampled_fisher
 from tests.reference import identity_matrix, softmax_matrix
 
 F64 = torch.float64

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nt_kernel.products import tiles
 
-from nt_kernel import tiles
-from nt_kernel.forms import Decoupled, Flat, Outer, Weighted
-from nt_kernel.positions import ROUTES, Positions, route_costs
-from nt_kernel.tiles import blocks_of, gram_of
+from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
+from nt_kernel.products.positions import ROUTES, Positions, route_costs
+from nt_kernel.products.tiles import blocks_of, gram_of
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-12, "atol": 1e-11}

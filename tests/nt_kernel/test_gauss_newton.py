@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.func import hessian, vmap
 from torch.nn import functional as F
 
-from nt_kernel.gauss_newton import huber, lift_logistic, logistic_factor, softmax_factor
-from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.metric.gauss_newton import huber, lift_logistic, logistic_factor, softmax_factor
+from nt_kernel.metric.output_metric import resolve_output_metric
 from tests.reference import softmax_matrix
 
 F64 = torch.float64

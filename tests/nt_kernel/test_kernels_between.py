@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nt_kernel import empirical_ntk, generalized_ntk, layer_factors
-from nt_kernel.forms import Decoupled, Flat, Outer, Weighted
-from nt_kernel.positions import Positions
-from nt_kernel.reduced import diagonal_of, positions_costs, trace_of
-from nt_kernel.tiles import gram_of
+from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
+from nt_kernel.products.positions import Positions
+from nt_kernel.products.reduced import diagonal_of, positions_costs, trace_of
+from nt_kernel.products.tiles import gram_of
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, jacobians, layers_of, singular_metric
 
@@ -121,7 +121,7 @@ def test_reduced_forms(kind, monkeypatch):
     torch.manual_seed(0)
     a, b = FORMS[kind](6), FORMS[kind](4)
     for limit in (1, 2**25):  # bytes: position products in pieces, and at once
-        monkeypatch.setattr("nt_kernel.reduced.CHUNK_BYTES", limit)
+        monkeypatch.setattr("nt_kernel.products.reduced.CHUNK_BYTES", limit)
         for others in (None, [b, b]):
             K = gram_of([a, a], others)
             close(diagonal_of([a, a], others), REDUCED["diagonal"](K))

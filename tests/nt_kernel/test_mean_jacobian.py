@@ -5,10 +5,10 @@ import torch
 
 from nt_kernel import LayerMetric, NumericalError, layer_factors
 from nt_kernel.factors import join_factors, stacked_layer_factors
-from nt_kernel.mean_jacobian import MeanJacobianSystem, mean_factor
-from nt_kernel.metric import resolve_blocks, scale_factor
-from nt_kernel.output_metric import resolve_output_metric
-from nt_kernel.spectrum import rounding_radius
+from nt_kernel.metric.layer_metric import resolve_blocks, scale_factor
+from nt_kernel.metric.mean_jacobian import MeanJacobianSystem, mean_factor
+from nt_kernel.metric.output_metric import resolve_output_metric
+from nt_kernel.spectra.spectrum import rounding_radius
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, distance, singular_metric, trainable
 

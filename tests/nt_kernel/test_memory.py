@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from nt_kernel import PeakMemory, empirical_ntk, generalized_ntk, predict_peak
-from nt_kernel.capture import ONE_BY_ONE
-from nt_kernel.live_bytes import LiveBytes
-from nt_kernel.memory import format_bytes, parse_bytes
+from nt_kernel.capture.observe import ONE_BY_ONE
+from nt_kernel.kernels.live_bytes import LiveBytes
+from nt_kernel.kernels.memory import format_bytes, parse_bytes
 from tests.nt_kernel.cases import CASES, F64, Custom, mlp
 
 

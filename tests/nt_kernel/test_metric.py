@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nt_kernel import LayerMetric, generalized_ntk, layer_factors
-from nt_kernel.metric import model_mass, rate_limit, resolve_blocks, scale_factor
-from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.metric.layer_metric import model_mass, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.metric.output_metric import resolve_output_metric
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import SCALE, Dense, definite_metric, distance, singular_metric, trainable
 

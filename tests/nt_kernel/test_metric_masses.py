@@ -5,7 +5,7 @@ import torch
 
 from nt_kernel import LayerMetric, layer_factors
 from nt_kernel.mass import RowColumnMass
-from nt_kernel.metric import model_mass, resolve_blocks
+from nt_kernel.metric.layer_metric import model_mass, resolve_blocks
 from optim import Woodbury, woodbury_step
 from tests.nt_kernel.cases import CASES, F64
 from tests.nt_kernel.test_mean_jacobian import DenseMean

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nt_kernel import NumericalError, generalized_ntk
-from nt_kernel.metric import rate_limit, scale_factor
-from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.metric.layer_metric import rate_limit, scale_factor
+from nt_kernel.metric.output_metric import resolve_output_metric
 from tests.nt_kernel.cases import CASES, F64, frozen, mlp
 from tests.reference import definite_metric, singular_metric
 

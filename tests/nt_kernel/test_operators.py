@@ -5,7 +5,7 @@ import scipy.sparse.linalg
 import torch
 
 from nt_kernel import empirical_ntk, generalized_ntk, generalized_ntk_operator, ntk_operator
-from nt_kernel.extremal import extremal_eigenvalues
+from nt_kernel.spectra.extremal import extremal_eigenvalues
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import definite_metric
 
@@ -125,9 +125,9 @@ def test_nothing_of_the_kernels_size_is_formed():
 def test_many_columns_go_in_groups(monkeypatch):
     model, x, other = CASES["mlp"].make()
     K = matrix(empirical_ntk(model, x, other))
-    monkeypatch.setattr("nt_kernel.operators.COLUMN_BYTES", 1)
+    monkeypatch.setattr("nt_kernel.kernels.operators.COLUMN_BYTES", 1)
     check(ntk_operator(model, x, other), K)
-    monkeypatch.setattr("nt_kernel.operators.UNIT_VECTORS", 3)
+    monkeypatch.setattr("nt_kernel.kernels.operators.UNIT_VECTORS", 3)
     operator = generalized_ntk_operator(model, x)
     blocks = generalized_ntk(model, x).kernel.diagonal(dim1=0, dim2=2).movedim(-1, 0)
     assert (operator.diagonal_blocks() - blocks).norm() <= 1e-10 * blocks.norm()

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nt_kernel import NumericalError
-from nt_kernel.output_factor import checked_factor, lift_by_pinv, psd_factor
-from nt_kernel.output_metric import from_factor, resolve_output_metric
+from nt_kernel.metric.output_factor import checked_factor, lift_by_pinv, psd_factor
+from nt_kernel.metric.output_metric import from_factor, resolve_output_metric
 
 F64 = torch.float64
 

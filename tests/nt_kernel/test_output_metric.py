@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nt_kernel import generalized_ntk
-from nt_kernel.inner import InnerSystem
-from nt_kernel.output_metric import (
+from nt_kernel.metric.inner import InnerSystem
+from nt_kernel.metric.output_metric import (
     NAMED,
     from_factor,
     huber,

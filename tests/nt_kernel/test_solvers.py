@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nt_kernel import LayerMetric, NumericalError, layer_factors
-from nt_kernel.cg_system import TOLERANCE, ConjugateGradientSystem
-from nt_kernel.cost_model import cholesky_in_steps, too_slow, work_of
 from nt_kernel.factors import join_factors, stacked_layer_factors
-from nt_kernel.forms import Decoupled, Flat, Outer, Weighted
-from nt_kernel.inner import InnerSystem, Solve
-from nt_kernel.metric import inner_system, model_mass, resolve_blocks, scale_factor, step_system
-from nt_kernel.output_metric import resolve_output_metric
-from nt_kernel.positions import Positions
-from nt_kernel.preconditioner import kronecker_preconditioner
-from nt_kernel.products import kernel_product
-from nt_kernel.tiles import gram_of
+from nt_kernel.metric.cg_system import TOLERANCE, ConjugateGradientSystem
+from nt_kernel.metric.cost_model import cholesky_in_steps, too_slow, work_of
+from nt_kernel.metric.inner import InnerSystem, Solve
+from nt_kernel.metric.layer_metric import inner_system, model_mass, resolve_blocks, scale_factor, step_system
+from nt_kernel.metric.output_metric import resolve_output_metric
+from nt_kernel.metric.preconditioner import kronecker_preconditioner
+from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
+from nt_kernel.products.matvec import kernel_product
+from nt_kernel.products.positions import Positions
+from nt_kernel.products.tiles import gram_of
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, distance, singular_metric, trainable
 
@@ -220,7 +220,7 @@ def ill_conditioned():
 
 
 def test_cg_that_misses_its_tolerance_warns_and_auto_turns_to_cholesky(monkeypatch):
-    monkeypatch.setattr("nt_kernel.cg_system.MOST_STEPS", 20)
+    monkeypatch.setattr("nt_kernel.metric.cg_system.MOST_STEPS", 20)
     factor, y, mass = ill_conditioned()
     metric, r = resolve_output_metric("identity"), torch.randn_like(y)
     cg = step_system(factor, 30, mass, "mean", metric, y, solver="cg")

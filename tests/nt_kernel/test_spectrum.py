@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nt_kernel import generalized_ntk
-from nt_kernel.spectrum import (
+from nt_kernel.spectra.spectrum import (
     effective_dimension,
     effective_rank,
     kernel_error_scale,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nt_kernel.metric import solve_metric
-from nt_kernel.output_metric import resolve_output_metric
+from nt_kernel.metric.layer_metric import solve_metric
+from nt_kernel.metric.output_metric import resolve_output_metric
 from optim import woodbury_direction, woodbury_step
 from optim.direction import inner_systems
 from tests.nt_kernel.cases import CASES, F64, mlp
@@ -78,7 +78,7 @@ def test_every_network_takes_its_own_dense_step(name, option):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_push_through_and_general_form_agree(option):
     from nt_kernel import layer_factors
-    from nt_kernel.metric import model_mass, resolve_blocks, scale_factor
+    from nt_kernel.metric.layer_metric import model_mass, resolve_blocks, scale_factor
 
     model, x, _ = CASES["mlp"].make()
     options = OPTIONS[option]

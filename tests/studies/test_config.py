@@ -231,7 +231,7 @@ def test_seed_shifts_all_seeds():
 
 
 def test_output_metrics_are_those_of_the_kernel():
-    from nt_kernel.output_metric import NAMED
+    from nt_kernel.metric.output_metric import NAMED
 
     assert set(Study.model_fields["output_metric"].annotation.__args__) == set(NAMED)
 

@@ -1,0 +1,1 @@
+"""The layer metric G = D + c·JᵀMJ: masses D, output metrics M, scales c, and the solvers of its inner systems."""

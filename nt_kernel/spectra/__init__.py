@@ -1,0 +1,1 @@
+"""Extremal eigenvalues with intervals, bounds that hold in floating point, condition and effective rank."""
