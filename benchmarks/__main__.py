@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Each module has TITLE, ABOUT, CASES, QUICK and report(settings, cases, stem): the body of its page; one that draws writes
-# beside ``stem``. To ask another question, add its line here.
+# Each module has TITLE, ABOUT, CASES, QUICK and report(settings, cases, stem), which gives the body of its page after each
+# case; one that draws writes beside ``stem``. To ask another question, add its line here.
 QUESTIONS = {
     "gram": "benchmarks.gram",
     "memory": "benchmarks.memory",
@@ -71,10 +71,13 @@ def run(options: argparse.Namespace) -> None:
         question = importlib.import_module(QUESTIONS[name])
         cases = question.QUICK if options.quick else question.CASES
         stem = options.out / f"{name}-{device}{ending}"
-        body = question.report(settings, cases, stem)
-        text = page(question.TITLE, question.ABOUT, body, [case[0] for case in cases], settings)
         path = stem.with_suffix(".md")
-        path.write_text(text, encoding="utf-8")
+        for done, body in enumerate(question.report(settings, cases, stem), start=1):  # what is timed is kept
+            if done < len(cases):
+                body = f"Unfinished: {done} of {len(cases)} cases.\n\n{body}"
+            text = page(question.TITLE, question.ABOUT, body, [case[0] for case in cases[:done]], settings)
+            path.write_text(text, encoding="utf-8")
+            print(f"{name}: {done} of {len(cases)}", file=sys.stderr)
         print(f"{text}\nwritten to {path}\n")
 
 
@@ -86,7 +89,7 @@ def page(title: str, about: str, body: str, workloads: Sequence[str], settings) 
     method = (
         f"Times: {settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
         f"{settings.turn * 1e3:.0f} ms or one call; whoever takes over {settings.patience:g} s a call has three rounds, over "
-        f"{10 * settings.patience:g} s one. Ratios are taken within a round; median and quartiles over rounds."
+        f"{10 * settings.patience:g} s its first call alone. Ratios are taken within a round; median and quartiles over rounds."
     )
     when = datetime.now(UTC).date().isoformat()
     return (

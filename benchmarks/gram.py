@@ -139,7 +139,9 @@ def verdicts(rows: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> str:
-    """The body of the page: verdicts, then every row."""
-    rows = entries(settings, cases)
-    return f"{verdicts(rows)}\n\n{table(rows, RATIO)}"
+def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> Iterator[str]:
+    """The body of the page after each case: verdicts, then every row."""
+    rows: list[Entry] = []
+    for case in cases:
+        rows += entries(settings, [case])
+        yield f"{verdicts(rows)}\n\n{table(rows, RATIO)}"

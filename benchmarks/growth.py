@@ -1,6 +1,6 @@
 """How the cost of a Gram matrix grows with samples, outputs and width: sweeps around one MLP, fitted exponents, a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,9 +171,11 @@ def draw(sweeps: Sequence[Sweep], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def report(settings: Settings, cases: Sequence[tuple[str, Sequence[int], str]], stem: Path) -> str:
-    """The body of the page; the figure is written beside it."""
-    sweeps = [sweep(varied, sizes, dtype, settings) for varied, sizes, dtype in cases]
-    picture = stem.with_suffix(".svg")
-    draw(sweeps, picture)
-    return f"![{TITLE}]({picture.name})\n\n{table(sweeps)}"
+def report(settings: Settings, cases: Sequence[tuple[str, Sequence[int], str]], stem: Path) -> Iterator[str]:
+    """The body of the page after each sweep; the figure is written beside it."""
+    sweeps: list[Sweep] = []
+    for varied, sizes, dtype in cases:
+        sweeps.append(sweep(varied, sizes, dtype, settings))
+        picture = stem.with_suffix(".svg")
+        draw(sweeps, picture)
+        yield f"![{TITLE}]({picture.name})\n\n{table(sweeps)}"

@@ -147,7 +147,9 @@ def table(rows: Sequence[Peak]) -> str:
     return "\n".join(lines)
 
 
-def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> str:
-    """The body of the page: verdicts, then every row."""
-    rows = peaks(settings, cases)
-    return f"{verdicts(rows)}\n\n{table(rows)}"
+def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> Iterator[str]:
+    """The body of the page after each case: verdicts, then every row."""
+    rows: list[Peak] = []
+    for case in cases:
+        rows += peaks(settings, [case])
+        yield f"{verdicts(rows)}\n\n{table(rows)}"

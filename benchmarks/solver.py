@@ -4,7 +4,7 @@ Regret is the time of the choice over that of the better solver; 1 is never wron
 ‖v − S⁻¹r‖/‖r‖ against a float64 Cholesky solve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -133,6 +133,9 @@ def _fixed(found: Sequence[Row]) -> dict[str, list[float]]:
     return {s: [row.seconds[s] / min(row.seconds["cholesky"], row.seconds["cg"]) for row in found] for s in SOLVERS[:2]}
 
 
-def report(settings: Settings, cases: Sequence[tuple[str, int, float, str]], stem: Path) -> str:
-    """The body of the page."""
-    return table(rows(settings, cases))
+def report(settings: Settings, cases: Sequence[tuple[str, int, float, str]], stem: Path) -> Iterator[str]:
+    """The body of the page after each case."""
+    found: list[Row] = []
+    for case in cases:
+        found += rows(settings, [case])
+        yield table(found)

@@ -4,7 +4,7 @@ They are different algorithms, so agreement means that each does what it says: a
 G s = ∇h, with G = I for SGD, diag(|∇h| + ε) for Adam, and per layer I + (1/B) JᵀJ for Woodbury.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -109,6 +109,9 @@ def entries(settings: Settings, cases: Sequence[tuple[str, int, str]] = CASES) -
     return rows
 
 
-def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> str:
-    """The body of the page."""
-    return table(entries(settings, cases), RATIO)
+def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> Iterator[str]:
+    """The body of the page after each case."""
+    rows: list[Entry] = []
+    for case in cases:
+        rows += entries(settings, [case])
+        yield table(rows, RATIO)

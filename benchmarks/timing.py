@@ -16,7 +16,8 @@ MOST_CALLS = 1000
 class Settings:
     """``rounds`` of one turn each; a turn repeats its call until about ``turn`` seconds, to resolve short calls.
 
-    A contender whose call takes more than ``patience`` seconds sits out after 3 rounds, beyond ten times that after one.
+    A contender whose call takes more than ``patience`` seconds sits out after 3 rounds, beyond ten times that its first
+    call is its only one.
     ``workers``: whether peers in other environments take part.
     """
 
@@ -69,19 +70,21 @@ class Entry:
 
 def interleaved(runs: Mapping[str, Run], settings: Settings) -> dict[str, np.ndarray]:
     """Seconds per call, [rounds] or fewer, of every contender. The first two calls of each (caches, plans) do not count,
-    the first alone of one that is slow.
+    of one that is slow the first.
 
     >>> times = interleaved({"a": lambda: None, "b": lambda: None}, Settings(rounds=3, turn=0.0))
     >>> {name: t.shape for name, t in times.items()}
     {'a': (3,), 'b': (3,)}
     """
     calls, rounds = {}, {}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for name, run in runs.items():
         first = _seconds(run, 1, settings)
         second = first if first > settings.patience else _seconds(run, 1, settings)
         calls[name] = min(MOST_CALLS, max(1, ceil(settings.turn / second)))
         rounds[name] = _rounds(second, settings)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+        if not rounds[name]:
+            times[name].append(first)
     for i in range(settings.rounds):
         for name, run in runs.items():
             if i < rounds[name]:
@@ -92,7 +95,7 @@ def interleaved(runs: Mapping[str, Run], settings: Settings) -> dict[str, np.nda
 def _rounds(seconds: float, settings: Settings) -> int:
     if seconds <= settings.patience:
         return settings.rounds
-    return min(settings.rounds, 3 if seconds <= 10 * settings.patience else 1)
+    return min(settings.rounds, 3) if seconds <= 10 * settings.patience else 0
 
 
 def _seconds(run: Run, calls: int, settings: Settings) -> float:

@@ -141,7 +141,8 @@ def test_who_runs_elsewhere_holds_the_watch_and_the_slow_sit_out():
         "glacial": [20.0],
     }
     assert runs["fast"].asked == [1, 1] + [4] * 5
-    assert runs["glacial"].asked == [1, 1]  # no second warm-up
+    assert runs["slow"].asked == [1] + [1] * 3
+    assert runs["glacial"].asked == [1]
     rows = compare("case", {name: Contender(run, 0.0) for name, run in runs.items()}, "fast", 1.0, Settings(5, 0.0))
     assert [row.ratio[0] for row in rows] == [1.0, 8.0, 80.0]
 
@@ -394,7 +395,7 @@ def test_the_command_writes_its_tables(installed, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(memory, "RIVALS", {OURS: RIVALS[OURS]})
     monkeypatch.setattr(gram, "QUICK", [("W4", 2, "float64")])
     monkeypatch.setattr(step, "QUICK", [("W1", 2, "float32")])
-    monkeypatch.setattr(memory, "QUICK", [("W4", 2, "float32")] if installed else [])
+    monkeypatch.setattr(memory, "QUICK", [("W4", 2, "float32")])
     if installed:
         pytest.importorskip("nngeometry")
     else:
@@ -407,11 +408,29 @@ def test_the_command_writes_its_tables(installed, tmp_path, monkeypatch, capsys)
     assert "W4: 64-256-256-1 tanh, digits" in text
     assert ("not installed" in text) != installed
     assert "| demanded |" in text
-    assert ("| W4, n = 2, float32 | layer factors |" in pages["memory-cpu-quick.md"]) == installed
+    assert "| W4, n = 2, float32 | layer factors |" in pages["memory-cpu-quick.md"]
+    assert not any("Unfinished" in text for text in pages.values())
     assert "](growth-cpu-quick.svg)" in pages["growth-cpu-quick.md"]
     assert pages["growth-cpu-quick.svg"].startswith("<?xml")
     assert "| W1, B = 2, float32 | Woodbury |" in pages["step-cpu-quick.md"]
     assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_what_was_timed_before_an_interruption_is_kept(tmp_path, monkeypatch):
+    found = step.contenders
+
+    def interrupted(workload, *rest):
+        if workload == "W2":
+            raise KeyboardInterrupt
+        return found(workload, *rest)
+
+    monkeypatch.setattr(step, "contenders", interrupted)
+    monkeypatch.setattr(step, "QUICK", [("W1", 2, "float32"), ("W2", 2, "float32")])
+    with pytest.raises(KeyboardInterrupt):
+        main(["step", "--quick", "--rounds", "1", "--out", str(tmp_path)])
+    text = (tmp_path / "step-cpu-quick.md").read_text(encoding="utf-8")
+    assert "Unfinished: 1 of 2 cases." in text
+    assert "| W1, B = 2, float32 | Woodbury |" in text
 
 
 @pytest.mark.parametrize(
