@@ -89,7 +89,7 @@ def page(title: str, about: str, body: str, workloads: Sequence[str], settings) 
     method = (
         f"Times: {settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
         f"{settings.turn * 1e3:.0f} ms or one call; whoever takes over {settings.patience:g} s a call has three rounds, over "
-        f"{10 * settings.patience:g} s its first call alone. Ratios are taken within a round; median and quartiles over rounds."
+        f"{10 * settings.patience:g} s its first call alone. Ratios are taken within a round: median and quartiles."
     )
     when = datetime.now(UTC).date().isoformat()
     return (
