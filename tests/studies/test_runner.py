@@ -281,9 +281,10 @@ def test_what_theory_does_not_cover_runs_with_a_verdict(overrides, assumption):
 
 def test_the_interrupt_of_a_terminal_ends_a_pool_at_once_and_keeps_what_is_finished(tmp_path):
     program = f"""
-        import sys
+        import signal, sys
         from studies import Study, run_study, runner
         from tests.studies.fake_twins import slow_attempt
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in the background
         runner._attempt = slow_attempt
         if __name__ == "__main__":
             try:
