@@ -17,6 +17,7 @@ QUESTIONS = {
     "growth": "benchmarks.growth",
     "solver": "benchmarks.solver",
     "step": "benchmarks.step",
+    "training": "benchmarks.training",
 }
 
 
@@ -75,22 +76,27 @@ def run(options: argparse.Namespace) -> None:
         for done, body in enumerate(question.report(settings, cases, stem), start=1):  # what is timed is kept
             if done < len(cases):
                 body = f"Unfinished: {done} of {len(cases)} cases.\n\n{body}"
-            text = page(question.TITLE, question.ABOUT, body, [case[0] for case in cases[:done]], settings)
+            method = getattr(question, "METHOD", rounds(settings))
+            text = page(question.TITLE, question.ABOUT, method, body, [case[0] for case in cases[:done]], settings)
             path.write_text(text, encoding="utf-8")
             print(f"{name}: {done} of {len(cases)}", file=sys.stderr)
         print(f"{text}\nwritten to {path}\n")
 
 
-def page(title: str, about: str, body: str, workloads: Sequence[str], settings) -> str:
-    """The Markdown page: what was asked, where and when, how it was timed, the tables, the networks."""
-    from benchmarks.workloads import WORKLOADS
-
-    networks = "\n".join(f"- {key}: {WORKLOADS[key]}" for key in dict.fromkeys(workloads) if key in WORKLOADS)
-    method = (
+def rounds(settings) -> str:
+    """How calls are timed, in two sentences."""
+    return (
         f"Times: {settings.rounds} rounds, the contenders in turn within each (A B C A B C …), a turn of about "
         f"{settings.turn * 1e3:.0f} ms or one call; whoever takes over {settings.patience:g} s a call has three rounds, over "
         f"{10 * settings.patience:g} s its first call alone. Ratios are taken within a round: median and quartiles."
     )
+
+
+def page(title: str, about: str, method: str, body: str, workloads: Sequence[str], settings) -> str:
+    """The Markdown page: what was asked, where and when, how it was timed, the tables, the networks."""
+    from benchmarks.workloads import WORKLOADS
+
+    networks = "\n".join(f"- {key}: {WORKLOADS[key]}" for key in dict.fromkeys(workloads) if key in WORKLOADS)
     when = datetime.now(UTC).date().isoformat()
     return (
         f"# {title}\n\n{about}\n\n{when}; {machine(settings.device)}.\n{method}\n\n{body}\n\n{networks}".rstrip() + "\n"
