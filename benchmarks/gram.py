@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from time import perf_counter
 
 from torch import Tensor, nn
 
@@ -48,14 +49,16 @@ def contender(name: str, model: nn.Module, x: Tensor, reference: Tensor) -> Cont
     """One of the torch contenders, with its distance from the reference, or with the reason why it cannot."""
     try:
         run = RIVALS[name](deepcopy(model), x)  # a copy of its own: hooks left behind would be timed with the others
+        start = perf_counter()
         found = run()
+        seconds = perf_counter() - start
     except ImportError:
         return Contender(None)
     except Exception as error:
         if name in (OURS, REFERENCE):
             raise
         return Contender(None, note=reason(error))
-    return Contender(run, ((found - reference).norm() / reference.norm()).item())
+    return Contender(run, ((found - reference).norm() / reference.norm()).item(), seconds=seconds)
 
 
 def reason(error: Exception) -> str:

@@ -47,12 +47,13 @@ Run = Callable[[], object] | Remote
 class Contender:
     """``run`` is what is timed; ``error`` how far its result is from the reference, measured beforehand.
 
-    ``run`` is None for a peer that cannot take part; ``note`` says why.
+    ``run`` is None for a peer that cannot take part; ``note`` says why. ``seconds``: how long that first call took.
     """
 
     run: Run | None
     error: float = float("nan")
     note: str = "not installed"
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ def compare(
     >>> [(row.name, row.note) for row in rows]
     [('a', ''), ('b', 'disagrees, not timed'), ('c', 'not installed')]
     """
-    sound: dict[str, Run] = {
-        name: c.run for name, c in contenders.items() if c.run is not None and c.error <= tolerance
-    }
-    times = interleaved({**sound, **({_GEMM: gemm.run} if gemm else {})}, settings)
+    sound = {name: c for name, c in contenders.items() if c.run is not None and c.error <= tolerance}
+    once = {name: np.array([c.seconds]) for name, c in sound.items() if c.seconds > 10 * settings.patience}
+    runs: dict[str, Run] = {name: c.run for name, c in sound.items() if name not in once}
+    times = {**interleaved({**runs, **({_GEMM: gemm.run} if gemm else {})}, settings), **once}
     entries = []
     for name, contender in contenders.items():
         if name in times:

@@ -147,6 +147,14 @@ def test_who_runs_elsewhere_holds_the_watch_and_the_slow_sit_out():
     assert [row.ratio[0] for row in rows] == [1.0, 8.0, 80.0]
 
 
+def test_a_first_call_that_took_very_long_is_the_measurement():
+    found = {"fast": Contender(Elsewhere(0.5), 0.0), "glacial": Contender(Elsewhere(1.0), 0.0, seconds=20.0)}
+    rows = compare("case", found, "fast", 1.0, Settings(5, 0.0))
+    assert [row.median for row in rows] == [0.5, 20.0]
+    assert rows[1].ratio[0] == 40.0
+    assert found["glacial"].run.asked == []
+
+
 def test_nan_is_no_agreement_and_without_a_base_there_are_no_ratios():
     found = {"a": Contender(lambda: None, float("nan")), "b": Contender(lambda: None, 0.0)}
     first, second = compare("case", found, "a", 1.0, FAST)
