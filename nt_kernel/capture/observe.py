@@ -1,102 +1,27 @@
 """One pass over a model: outputs, features and output sensitivities of its weights, Jacobians of everything else.
 
-``observe`` is a pure function of parameters and inputs (``torch.func`` throughout), so that it runs under ``vmap`` over
-stacked twins. What it captures is fixed beforehand in a :class:`Plan` (``nt_kernel.capture.plan`` makes it).
+``observe`` is a pure function of parameters and inputs: by ``torch.func`` under ``vmap`` over stacked twins, by autograd's own
+engine where nothing is stacked. What it captures is fixed beforehand in a :class:`Plan` (``nt_kernel.capture.plan`` makes it).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from nt_kernel.capture.chain import chain_sensitivities, linear_chain, slope
+from nt_kernel.capture.contraction import Contraction
+from nt_kernel.capture.sensitivities import Functional, PullBack, Tape, sensitivities
+from nt_kernel.capture.site import Observation, Plan, StalePlan
 from nt_kernel.capture.structures import Call, Structure
 from nt_kernel.capture.transparent import uncompiled
-from nt_kernel.capture.watch import Watch
+from nt_kernel.capture.watch import Watch, transform_level
 from nt_kernel.errors import NumericalError
 
 _OBSERVING: ContextVar[bool] = ContextVar("nt_kernel_observing", default=False)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the samples are in a call's arrays: dimension ``axis``, alone or folded with T positions.
-
-    ``fold`` is "" ([…, N, …]), "samples" (N·T, sample by sample) or "positions" (T·N, position by position).
-    """
-
-    axis: int
-    fold: str = ""
-
-    def samples_first(self, t: Tensor, N: int, lead: int) -> Tensor:
-        """[lead…, as called] → [lead…, N, …].
-
-        >>> Layout(0, "positions").samples_first(torch.tensor([0, 1, 0, 1]), 2, 0)
-        tensor([[0, 0],
-                [1, 1]])
-        """
-        axis = lead + self.axis
-        if self.fold:
-            sizes = (N, -1) if self.fold == "samples" else (-1, N)
-            t = t.unflatten(axis, sizes)
-            axis += self.fold == "positions"
-        return t.movedim(axis, lead)
-
-
-@dataclass(frozen=True)
-class Site:
-    """One captured call: the ``index``-th call of a registered function on trained parameters.
-
-    ``weight`` and ``bias`` are the full names of the tensors it explains (None: not trained, or explained otherwise);
-    ``shape`` is that of the call's output.
-    """
-
-    index: int
-    structure: Structure
-    weight: str | None
-    bias: str | None
-    weight_shape: tuple[int, ...]
-    bias_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    layout: Layout
-    options: tuple
-    is_output: bool = False  # its output is the model's: δ is the identity and need not be computed
-    contracted: bool = False  # its per-sample Jacobian is formed at once, δ is not kept
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How each trainable parameter is seen: by the calls that use it, by its per-sample Jacobian (``explicit``), not at all.
-
-    ``layers`` maps every layer to its parameters, in ``named_parameters()`` order.
-    """
-
-    layers: dict[str, tuple[str, ...]]
-    sites: tuple[Site, ...] = ()
-    explicit: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    output: Callable | None = None
-    calls: tuple[tuple, ...] = ()  # what the forward pass did when the plan was made (``Watch.path``)
-    final: int | None = None  # the call whose untouched result the model returned
-    volatile: bool = False  # the forward selects or sorts by its data: where the samples are is checked on every use
-
-
-class StalePlan(ValueError):
-    """The forward pass did something else than when its plan was made."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Outputs [N, C]; by call the features and sensitivities [C, …] as called, or where these are contracted the
-    Jacobians of "weight" and "bias" [N, C, P]; by parameter the explicit Jacobian [N, C, P]."""
-
-    outputs: Tensor
-    features: dict[int, Tensor]
-    deltas: dict[int, Tensor]
-    sums: dict[int, dict[str, Tensor]]
-    jacobians: dict[str, Tensor]
 
 
 def observing() -> bool:
@@ -210,120 +135,91 @@ def check_finite(x, y: Tensor) -> None:
 def observe(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: dict[str, Tensor], x) -> Observation:
     """See the model to first order at ``params``; pure, and safe under ``torch.func.vmap``.
 
-    A zero added to the output z of each captured call makes ∂y/∂z a vector-Jacobian product that needs no parameter
+    What is differentiated by is the output z of each captured call: a vector-Jacobian product that needs no parameter
     gradient; one product per output serves all samples, because samples do not interact.
     """
-    N = batch_size(x)
     state = {**params, **buffers}
     like = next(iter(params.values()))
-    names = {id(value): name for name, value in params.items()}
-    sites = {site.index: site for site in plan.sites}
-
-    def perturbed(shift: dict[int, Tensor]):
-        features: dict[int, Tensor] = {}
-
-        def see(index: int, structure: Structure, call: Call, weight, bias, out: Tensor) -> Tensor:
-            site = sites.get(index)
-            known = index < len(plan.calls) and plan.calls[index] == (structure, weight, bias, call.options)
-            if not known or (site is not None and site.shape != tuple(out.shape)):
-                raise StalePlan(_another_path(plan, index, weight or bias))
-            if site is None:
-                return out
-            seen = call.features()
-            features[index] = seen.to(like.dtype) if seen.is_floating_point() else seen
-            return out + shift[index].to(out.dtype) if index in shift else out
-
-        watch = Watch(names, see)
-        out = call_model(model, state, x, watch)
-        newly_hidden = watch.hidden - set(plan.explicit)  # an unused one among them
-        another_end = any(site.is_output for site in plan.sites) and watch.final(out) != plan.final
-        if len(watch.path) < len(plan.calls) or newly_hidden or another_end:
-            raise StalePlan(_another_path(plan, len(watch.path), next(iter(newly_hidden), None)))
-        return flatten_outputs(out, N, plan.output), features
-
-    shift = {i: like.new_zeros(()).expand(site.shape) for i, site in sites.items() if not site.is_output}
-    deltas, sums = {}, {}
-    if shift:
-        y, pull_back, features = torch.func.vjp(perturbed, shift, has_aux=True)
-        size = sum(zero.numel() for zero in shift.values())
-        deltas, sums = _sensitivities(pull_back, y, Contraction(plan.sites, features, N), size)
-        features = {i: f for i, f in features.items() if i not in sums}
+    by_autograd = transform_level() is None and not any(map(_followed, (*state.values(), *as_inputs(x))))
+    if by_autograd:
+        y, features, deltas, sums = _by_autograd(model, plan, params, state, x, like)
     else:
-        y, features = perturbed(shift)
+        y, features, deltas, sums = _by_transform(model, plan, params, state, x, like)
+    features = {i: f for i, f in features.items() if i not in sums}
     return Observation(y, features, deltas, sums, _explicit_jacobians(model, plan, state, x))
 
 
-# From this many entries of all δ of one output on, a pass for each output is faster than one batched pass for all: what it
-# works on stays in the cache, and no derivative is expanded by its batching rule.
-ONE_BY_ONE = 2**18
+def _followed(t) -> bool:
+    """True where the graph that autograd would record is the caller's own, or cannot be recorded."""
+    return isinstance(t, Tensor) and (t.requires_grad or t.is_inference())
 
 
-class Contraction:
-    """Per-sample Jacobians of weight and bias out of the δ of the contracted calls."""
-
-    def __init__(self, sites: Sequence[Site], features: dict[int, Tensor], N: int):
-        self.N, self.sites, self.wanted = N, {}, {}
-        for site in sites:
-            if site.contracted:
-                self.sites[site.index] = site
-                sides = self.wanted.setdefault(site.index, set())  # two sites where weight and bias go separate ways
-                sides |= {side for side, name in (("weight", site.weight), ("bias", site.bias)) if name}
-        self.inputs = {
-            i: site.structure.inputs(site.layout.samples_first(features[i], N, 0), 0, site)
-            for i, site in self.sites.items()
-        }
-
-    def __call__(self, deltas: dict[int, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """{call: {"weight": J, "bias": J}}, [N, C, P] each; takes the δ [C, …] it uses out of ``deltas``."""
-        sums = {}
-        for i, site in self.sites.items():
-            delta = site.layout.samples_first(deltas.pop(i), self.N, 1).movedim(0, 1)
-            both = site.structure.contract(self.inputs[i], site.structure.deltas(delta, 0, site), site)
-            sums[i] = {side: J for side, J in zip(("weight", "bias"), both, strict=True) if side in self.wanted[i]}
-        return sums
+def _by_autograd(model: nn.Module, plan: Plan, params, state, x, like: Tensor) -> tuple:
+    tape = Tape(plan.sites, like)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+        y, recorded = _forward(model, plan, params, state, x, tape.through)
+        tape.y = y
+        features = {i: f.detach() for i, f in recorded.items()}
+        if y.shape[1] > 1 and linear_chain(plan.sites, recorded, tape.edges):
+            inner, after = plan.sites[:-1], plan.sites[1:]
+            slopes = [slope(recorded[b.index], tape.edges[s.index]) for s, b in zip(inner, after, strict=True)]
+            found = chain_sensitivities([state[b.weight] for b in after], slopes)
+            deltas = {site.index: delta.transpose(0, 1) for site, delta in zip(inner, found, strict=True)}
+            return y.detach(), features, deltas, {}
+        del recorded
+        found = _sensitivities_of(tape, y.detach(), plan, features)
+    return y.detach(), features, *found
 
 
-def _sensitivities(pull_back: Callable, y: Tensor, contraction: Contraction, size: int) -> tuple[dict, dict]:
-    """∂y_{ic}/∂z of every call for every output, [C, …], and what the contraction makes of the others.
+def _by_transform(model: nn.Module, plan: Plan, params, state, x, like: Tensor) -> tuple:
+    def perturbed(shift: dict[int, Tensor]):
+        through = lambda i, out: out + shift[i].to(out.dtype) if i in shift else out  # noqa: E731
+        return _forward(model, plan, params, state, x, through)
 
-    ``size`` is the number of entries of all δ of one output.
-    """
-    N, C = y.shape
-    if C == 1:
-        deltas = {i: delta[None] for i, delta in pull_back(torch.ones_like(y))[0].items()}
-        return deltas, contraction(deltas)
-    unit = torch.eye(C, dtype=y.dtype, device=y.device)[:, None, :].expand(-1, N, -1)  # [C, N, C]
-    if size < ONE_BY_ONE:
-        deltas = torch.func.vmap(pull_back)(unit)[0]
-        return deltas, contraction(deltas)
-    kept: dict[int, list[Tensor]] = {}
-    sums: list[dict[int, dict[str, Tensor]]] = []
-    for one in unit:
-        found = pull_back(one)[0]
-        contracted = {i: found.pop(i)[None] for i in contraction.sites}
-        sums.append(contraction(contracted))
-        for i, delta in found.items():
-            kept.setdefault(i, []).append(delta)
-    joined = {
-        i: {side: torch.cat([each[i].pop(side) for each in sums], 1) for side in sides}
-        for i, sides in contraction.wanted.items()
-    }
-    return {i: _stacked(deltas) for i, deltas in kept.items()}, joined
+    shift = {s.index: like.new_zeros(()).expand(s.shape) for s in plan.sites if not s.is_output}
+    if not shift:
+        return *perturbed(shift), {}, {}
+    y, pull_back, features = torch.func.vjp(perturbed, shift, has_aux=True)
+    return y, features, *_sensitivities_of(Functional(pull_back), y, plan, features)
 
 
-def _stacked(deltas: list[Tensor]) -> Tensor:
-    """[C, …] whose memory keeps the order of the entries, with the outputs just outside the innermost dimension.
+def _sensitivities_of(pull_back: PullBack, y: Tensor, plan: Plan, features: dict[int, Tensor]) -> tuple[dict, dict]:
+    shapes = {site.index: site.shape for site in plan.sites if not site.is_output}
+    if not shapes:
+        return {}, {}
+    contraction = Contraction(plan.sites, features, len(y))
+    return sensitivities(pull_back, y, contraction, sum(map(prod, shapes.values())))
 
-    That is [N, positions, C, features] for a convolution in channels-last format: what its products want to read.
-    """
-    try:
-        order = sorted(range(deltas[0].dim()), key=deltas[0].stride, reverse=True)
-    except RuntimeError:  # a tensor wrapped by vmap has no strides
-        return torch.stack(deltas)
-    stacked = torch.stack([delta.permute(order) for delta in deltas], -2)
-    back = [order.index(k) for k in range(len(order))]
-    last = len(order) - 1
-    return stacked.permute(last, *(k + (k == last) for k in back))
+
+def _forward(model: nn.Module, plan: Plan, params, state, x, through: Callable[[int, Tensor], Tensor]) -> tuple:
+    """Outputs [N, C] and features by call, of a pass that is found to be the plan's; ``through(index, out)`` is what the
+    model goes on with after a captured call."""
+    like = next(iter(params.values()))
+    sites = {site.index: site for site in plan.sites}
+    features: dict[int, Tensor] = {}
+
+    def see(index: int, structure: Structure, call: Call, weight, bias, out: Tensor) -> Tensor:
+        site = sites.get(index)
+        known = index < len(plan.calls) and plan.calls[index] == (structure, weight, bias, call.options)
+        if not known or (site is not None and site.shape != tuple(out.shape)):
+            raise StalePlan(_another_path(plan, index, weight or bias))
+        if site is None:
+            return out
+        seen = call.features()
+        features[index] = seen.to(like.dtype) if seen.is_floating_point() else seen
+        return through(index, out)
+
+    watch = Watch({id(value): name for name, value in params.items()}, see)
+    out = call_model(model, state, x, watch)
+    newly_hidden = watch.hidden - set(plan.explicit)  # an unused one among them
+    another_end = any(site.is_output for site in plan.sites) and watch.final(out) != plan.final
+    if len(watch.path) < len(plan.calls) or newly_hidden or another_end:
+        raise StalePlan(_another_path(plan, len(watch.path), next(iter(newly_hidden), None)))
+    return flatten_outputs(out, batch_size(x), plan.output), features
+
+
+# Like torch.func: what is saved for the backward passes is saved for all of them.
+_NO_HOOKS = "layer factors cannot follow saved tensor hooks (activation checkpointing?)"
 
 
 def _another_path(plan: Plan, index: int, name: str | None) -> str:

@@ -21,17 +21,7 @@ from torch import Tensor, nn
 from nt_kernel.capture.elementwise import elementwise_sums, repeats_over_samples
 from nt_kernel.capture.explicit import ExplicitPart
 from nt_kernel.capture.linear_output import LinearOutputPart
-from nt_kernel.capture.observe import (
-    Observation,
-    Plan,
-    Site,
-    as_inputs,
-    batch_size,
-    check_finite,
-    observe,
-    run_model,
-    select_samples,
-)
+from nt_kernel.capture.observe import as_inputs, batch_size, check_finite, observe, run_model, select_samples
 from nt_kernel.capture.probe import (
     Record,
     layout_of,
@@ -41,6 +31,7 @@ from nt_kernel.capture.probe import (
     refuse_random,
     split_state,
 )
+from nt_kernel.capture.site import Observation, Plan, Site
 from nt_kernel.capture.structures import Names, is_convolution, structure_of
 from nt_kernel.capture.trail import Trail
 from nt_kernel.capture.unused import UnusedPart
@@ -142,7 +133,8 @@ def _signature(model: nn.Module, x, output) -> tuple:
     inputs = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else repr(t) for t in as_inputs(x))
     refuse_parameters(model)
     state = tuple((n, p.requires_grad, tuple(p.shape)) for n, p in model.named_parameters())
-    return inputs, state, tuple((type(m), m.training) for m in model.modules()), _identity(output)
+    modules = tuple((type(m), m.training, bool(m._backward_hooks or m._backward_pre_hooks)) for m in model.modules())
+    return inputs, state, modules, _identity(output)
 
 
 def _identity(output) -> object:

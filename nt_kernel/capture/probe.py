@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
-from nt_kernel.capture.observe import Layout, as_inputs, batch_size, call_model, flatten_outputs
+from nt_kernel.capture.observe import as_inputs, batch_size, call_model, flatten_outputs
+from nt_kernel.capture.site import Layout
 from nt_kernel.capture.trail import Trail, first_difference
 from nt_kernel.capture.watch import Watch
 

@@ -14,7 +14,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from nt_kernel.capture.observe import ONE_BY_ONE
+from nt_kernel.capture.sensitivities import ONE_BY_ONE
 from nt_kernel.factors import Factor
 from nt_kernel.kernels.live_bytes import LiveBytes
 from nt_kernel.kernels.memory import PeakMemory, format_bytes

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture.observe import Plan, StalePlan, as_inputs, batch_size, check_finite, observe, select_samples
+from nt_kernel.capture.observe import as_inputs, batch_size, check_finite, observe, select_samples
 from nt_kernel.capture.plan import fast_formats, make_plan
 from nt_kernel.capture.probe import split_state
+from nt_kernel.capture.site import Plan, StalePlan
 from nt_kernel.factors import Factor, factors_of
 
 # A plan for blocks of samples is made on this many: enough to tell samples from positions.

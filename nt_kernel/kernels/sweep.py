@@ -99,9 +99,10 @@ class Wanted:
     ) -> tuple[list[Form], list[Form] | None]:
         pairs = [(first[n], None) if second is None else matching(first[n], second[n]) for n in layers]
         rows, columns = ([f for f in side if f is not None] for side in zip(*pairs, strict=True))
-        mass = {name: self.masses[name] for f in rows for name in f.shapes}
-        forms = [form for f in rows for form in f.forms(mass)]
-        return forms, None if second is None else [form for f in columns for form in f.forms(mass)]
+        forms, others = (  # the masses are checked: once for all layers and blocks
+            [form for f in side for part in f.parts for form in part.forms(self.masses)] for side in (rows, columns)
+        )
+        return forms, None if second is None else others
 
 
 def sweep(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nt_kernel import PeakMemory, empirical_ntk, generalized_ntk, predict_peak
-from nt_kernel.capture.observe import ONE_BY_ONE
+from nt_kernel.capture.sensitivities import ONE_BY_ONE
 from nt_kernel.kernels.live_bytes import LiveBytes
 from nt_kernel.kernels.memory import format_bytes, parse_bytes
 from tests.nt_kernel.cases import CASES, F64, Custom, mlp
@@ -50,7 +50,7 @@ def transformer():
 
 def wide():
     """Past the size at which passes go one output at a time."""
-    model = nn.Sequential(nn.Linear(4, ONE_BY_ONE // 6), nn.Tanh(), nn.Linear(ONE_BY_ONE // 6, 3))
+    model = nn.Sequential(nn.Linear(4, ONE_BY_ONE // 6), nn.Softmax(-1), nn.Linear(ONE_BY_ONE // 6, 3))
     return model, lambda n: torch.randn(n, 4)
 
 
