@@ -12,9 +12,10 @@ from nt_kernel.capture.embedding import EmbeddingPart
 from nt_kernel.capture.explicit import ExplicitPart
 from nt_kernel.capture.linear import LinearPart
 from nt_kernel.capture.linear_output import LinearOutputPart
-from nt_kernel.capture.observe import Observation, StalePlan, batch_size, observe
-from nt_kernel.capture.plan import Plan, fast_formats, make_plan, parts_of
+from nt_kernel.capture.observe import batch_size, observe
+from nt_kernel.capture.plan import fast_formats, make_plan, parts_of
 from nt_kernel.capture.probe import split_state
+from nt_kernel.capture.site import Observation, Plan, StalePlan
 from nt_kernel.capture.unused import UnusedPart
 from nt_kernel.mass import Mass, Masses, resolve_mass
 from nt_kernel.products.tiles import Form, blocks_of, gram_of
@@ -144,12 +145,15 @@ def matching(a: Factor, b: Factor) -> tuple[Factor, Factor]:
     return (a, b) if alike else (a.explicit(), b.explicit())
 
 
-def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tuple[Tensor, dict[str, Factor]]:
-    """Outputs and Jacobian factors of every layer, in one pass.
+def layer_factors(
+    model: nn.Module, x, *, params: Mapping[str, Tensor] | None = None, output: Callable | None = None
+) -> tuple[Tensor, dict[str, Factor]]:
+    """Outputs and Jacobian factors of every layer, in one pass; pure.
 
     Parameters
     ----------
     model: any ``nn.Module`` whose samples do not interact; x: [N, …] or a tuple of such inputs.
+    params: where to look, {name: tensor} for every trainable parameter; default, the model's own values.
     output: selects the tensor to differentiate where the model returns a tuple or dict.
 
     Returns
@@ -158,7 +162,7 @@ def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tup
     trainable parameters, named by its qualified name ("." for the root).
 
     Raises ValueError for a model without per-sample Jacobians (dropout or BatchNorm in training mode, interacting
-    samples), naming the layer.
+    samples), naming the layer, and for ``params`` that are not the model's.
 
     >>> model = nn.Linear(2, 1)
     >>> outputs, factors = layer_factors(model, torch.tensor([[3.0, 4.0]]))
@@ -166,14 +170,34 @@ def layer_factors(model: nn.Module, x, *, output: Callable | None = None) -> tup
     (26.0, {'weight': 'linear', 'bias': 'linear'})
     """
     batch_size(x)
+    own, fixed = split_state(model)
+    params = own if params is None else named_like(own, params)
     plan = make_plan(model, x, output)
-    params, fixed = split_state(model)
     try:
         observation = observe(model, plan, fast_formats(plan, params), fixed, x)
     except StalePlan:
         plan = make_plan(model, x, output, anew=True)
         observation = observe(model, plan, fast_formats(plan, params), fixed, x)
     return observation.outputs, factors_of(plan, observation, {n: p.shape for n, p in params.items()})
+
+
+def named_like(own: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``params`` in the order of ``own``, detached; ValueError where names or shapes differ.
+
+    >>> named_like({"w": torch.zeros(2)}, {"w": torch.zeros(3)})
+    Traceback (most recent call last):
+    ValueError: params['w'] has shape (3,), the model's has (2,)
+    """
+    if missing := own.keys() ^ params.keys():
+        raise ValueError(
+            f"params must hold exactly the trainable parameters of the model by name; differing: {', '.join(sorted(missing))}"
+        )
+    for name, p in own.items():
+        if params[name].shape != p.shape:
+            raise ValueError(
+                f"params[{name!r}] has shape {tuple(params[name].shape)}, the model's has {tuple(p.shape)}"
+            )
+    return {name: params[name].detach() for name in own}
 
 
 def factors_of(plan: Plan, observation, shapes: Mapping[str, torch.Size]) -> dict[str, Factor]:
@@ -191,9 +215,10 @@ def join_factors(factors: Mapping[str, Factor]) -> Factor:
 
 
 def stacked_layer_factors(
-    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, *, output: Callable | None = None
+    model: nn.Module, params: Mapping[str, Tensor], x, *, output: Callable | None = None
 ) -> tuple[Tensor, dict[str, Factor]]:
-    """The same for K networks at once: ``params`` {name: [K, …]}, x [K, N, …] → outputs [K, N, C], stacked factors.
+    """The same for K networks at once: ``params`` {name: [K, …]}, x [K, N, …] (or several) → outputs [K, N, C], stacked
+    factors.
 
     ``model`` gives the architecture (and its buffers and frozen parameters, shared by all); its own values are not used.
 
@@ -203,12 +228,17 @@ def stacked_layer_factors(
     >>> outputs.shape, factors["."].gram().shape
     (torch.Size([2, 5, 1]), torch.Size([2, 5, 1, 5, 1]))
     """
-    plan = make_plan(model, x[0], output)
+    first = x[0] if isinstance(x, Tensor) else tuple(t[0] for t in x)
+    plan = make_plan(model, first, output)
     _, fixed = split_state(model)
 
     def one(values, points):
         seen = observe(model, plan, values, fixed, points)
         return seen.outputs, seen.features, seen.deltas, seen.sums, seen.jacobians
 
-    observation = Observation(*torch.func.vmap(one)(dict(params), x))
+    try:
+        observation = Observation(*torch.func.vmap(one)(dict(params), x))
+    except StalePlan:
+        plan = make_plan(model, first, output, anew=True)
+        observation = Observation(*torch.func.vmap(one)(dict(params), x))
     return observation.outputs, factors_of(plan, observation, {n: p.shape[1:] for n, p in params.items()})

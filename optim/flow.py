@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from nt_kernel.capture.probe import split_state
 from nt_kernel.errors import NumericalError, unknown_name
+from nt_kernel.factors import named_like
 from nt_kernel.mass import Mass
-from nt_kernel.metric.model_metric import ModelMetric, named_like
+from nt_kernel.metric.model_metric import ModelMetric
 from nt_kernel.metric.output_metric import OutputMetric
 from optim.direction import woodbury_direction
 from optim.risk import risk_at

@@ -1,5 +1,7 @@
 """Shared by all tests: the devices, and hypothesis settings that give the same examples on every run."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import settings
@@ -13,3 +15,8 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 def device(request) -> str:
     return request.param
+
+
+def pytest_make_parametrize_id(val):
+    """Values as they are written, without addresses: names are the same in every process (pytest-xdist compares them)."""
+    return re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(val)) if isinstance(val, dict | tuple | list) else None

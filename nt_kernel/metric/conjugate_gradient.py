@@ -111,26 +111,32 @@ def conjugate_gradient(
 
 def _run(matvec, precondition, dot, x, r, target, size, taken, most, hopeless, where) -> int:
     """Iterate on x and r = b − Ax in place until every ‖r‖ ≤ target; the number of products so far."""
-    active = dot(r, r).sqrt() > target
+    norm = dot(r, r).sqrt()
+    active = norm > target
     if not bool(active.any()):
         return taken
+    size = torch.where(size > 0, size, 1)
     z = precondition(r)
     weight, p = dot(r, z), z.clone()  # without a preconditioner z is r, which changes in place
     while taken < most:
         Ap = matvec(p)
         curvature, taken = dot(p, Ap), taken + 1
-        if bool((active & ~((curvature > 0) & (weight > 0))).any()):
-            raise _breakdown((curvature / dot(p, p))[active], (weight / dot(r, r))[active], where)
         alpha = torch.where(active, weight / curvature, 0)
         x.addcmul_(alpha, p)
         r.addcmul_(alpha, Ap, value=-1)
-        norm = dot(r, r).sqrt()
-        active = active & ~(norm <= target)  # NaN stays, to be caught above
-        if not bool(active.any()) or (hopeless is not None and hopeless(taken, (norm / size)[active].max().item())):
+        before, norm = norm, dot(r, r).sqrt()
+        # What decides is read at once: each look at a value waits for the device. NaN passes through both.
+        least = torch.where(active, torch.minimum(curvature, weight), torch.inf).amin()
+        left = torch.where(norm <= target, 0, norm / size).amax()
+        least, worst = torch.stack((least, left)).tolist()
+        if not least > 0:
+            raise _breakdown((curvature / dot(p, p))[active], (weight / before.square())[active], where)
+        if worst == 0 or (hopeless is not None and hopeless(taken, worst)):
             break
+        active = norm > target
         z, last = precondition(r), weight
         weight = dot(r, z)
-        p = torch.where(active, z + weight / last * p, p)
+        p = torch.addcmul(z, torch.where(active, weight / last, 0), p)
     return taken
 
 

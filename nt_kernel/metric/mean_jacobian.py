@@ -5,7 +5,8 @@ W = J D⁻¹J̄ᵀL̄ᵀ [NC, q] and S = I + L̄EᵀW [q, q], Woodbury's identit
 
     G⁻¹Jᵀr = D⁻¹Jᵀ[r − E L̄ᵀS⁻¹Wᵀr]        G⁻¹g = D⁻¹g − D⁻¹Jᵀ[E L̄ᵀS⁻¹L̄ Eᵀ] J D⁻¹g        J_A G⁻¹J_Bᵀ = K_AB − W_A S⁻¹W_Bᵀ
 
-and costs O(m·q + q³) plus one product with J for each of the q columns of W.
+and costs O(m·q + q³) plus W on the metric's own points: C·o·N·min(N, d) multiplications for a weight [o, d] used once a sample
+(J̄ formed by C gradients of mean outputs would take C·o·N·d), at other points one product with J for each of its columns.
 """
 
 from functools import cached_property
@@ -19,7 +20,7 @@ from nt_kernel.mass import Masses, divide_by_mass
 from nt_kernel.metric.inner import Solve
 from nt_kernel.metric.output_metric import OutputMetric, psd_factor
 from nt_kernel.metric.triangular import solve_factored
-from nt_kernel.products.matvec import kernel_product
+from nt_kernel.products.matvec import mean_product
 
 
 def mean_factor(metric: OutputMetric, y: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ class MeanJacobianSystem:
         self.n, self.C, self.mass = n, y.shape[-1], mass
         self.factor = factor.rows(n)
         self.mean = mean_factor(metric, y)  # L̄ [..., q, C]
-        self.columns = kernel_product(self.factor.forms(mass))(self._means()).movedim(0, -1)  # W [..., N, C, q]
+        means = mean_product(self.factor.forms(mass))  # J D⁻¹J̄ᵀ
+        self.columns = (means.flatten(-3, -2) @ self.mean.mT).unflatten(-2, means.shape[-3:-1])  # W [..., N, C, q]
         S = self.mean @ self.columns.mean(-3)
         S.diagonal(dim1=-2, dim2=-1).add_(1)
         self.S = (S + S.mT) / 2

@@ -6,10 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture.observe import StalePlan, observe
-from nt_kernel.capture.plan import fast_formats, make_plan
-from nt_kernel.capture.probe import split_state
-from nt_kernel.factors import Factor, factors_of
+from nt_kernel.factors import Factor, layer_factors
 from nt_kernel.mass import Mass, ParameterMass, RowColumnMass
 from nt_kernel.metric.layer_metric import (
     StepSystem,
@@ -24,45 +21,6 @@ from nt_kernel.metric.layer_metric import (
 )
 from nt_kernel.metric.mean_jacobian import mean_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-
-
-def factors_at(
-    model: nn.Module, params: Mapping[str, Tensor] | None, x, *, output: Callable | None = None
-) -> tuple[Tensor, dict[str, Factor]]:
-    """:func:`nt_kernel.layer_factors` at trainable parameters given by name (None: the model's own); pure.
-
-    >>> y, factors = factors_at(nn.Linear(1, 1, bias=False), {"weight": torch.tensor([[3.0]])}, torch.tensor([[2.0]]))
-    >>> y.item(), factors["."].gram().item()
-    (6.0, 4.0)
-    """
-    own, fixed = split_state(model)
-    params = own if params is None else named_like(own, params)
-    plan = make_plan(model, x, output)
-    try:
-        seen = observe(model, plan, fast_formats(plan, params), fixed, x)
-    except StalePlan:
-        plan = make_plan(model, x, output, anew=True)
-        seen = observe(model, plan, fast_formats(plan, params), fixed, x)
-    return seen.outputs, factors_of(plan, seen, {name: p.shape for name, p in params.items()})
-
-
-def named_like(own: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``params`` in the order of ``own``, detached; ValueError where names or shapes differ.
-
-    >>> named_like({"w": torch.zeros(2)}, {"w": torch.zeros(3)})
-    Traceback (most recent call last):
-    ValueError: params['w'] has shape (3,), the model's has (2,)
-    """
-    if missing := own.keys() ^ params.keys():
-        raise ValueError(
-            f"params must hold exactly the trainable parameters of the model by name; differing: {', '.join(sorted(missing))}"
-        )
-    for name, p in own.items():
-        if params[name].shape != p.shape:
-            raise ValueError(
-                f"params[{name!r}] has shape {tuple(params[name].shape)}, the model's has {tuple(p.shape)}"
-            )
-    return {name: params[name].detach() for name in own}
 
 
 class ModelMetric:
@@ -102,7 +60,7 @@ class ModelMetric:
         check_scale(scale)
         check_solver(solver)
         self._metric, self._scale, self._solver = resolve_output_metric(output_metric), scale, solver
-        y, factors = factors_at(model, params, x, output=output)
+        y, factors = layer_factors(model, x, params=params, output=output)
         self.outputs = y.double()
         factors = {name: factor.to(torch.float64) for name, factor in factors.items()}
         self.masses = model_mass(factors, mass)

@@ -9,6 +9,7 @@ outputs; arrays may carry leading batch dimensions (stacked twins), written ``..
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,6 +65,11 @@ class Outer:
     def matched(self, other: "Outer") -> tuple["Outer", "Outer"]:
         left = Outer(self.inputs, self.deltas.contiguous())  # once, not in every tile
         return left, left if other is self else Outer(other.inputs, other.deltas.contiguous())
+
+    @cached_property
+    def input_gram(self) -> Tensor:
+        """a_i·a_j, [..., N, N]: made once for the products and the preconditioner of one solve."""
+        return self.inputs @ self.inputs.mT
 
     def gram(self, other: "Outer") -> Tensor:
         gram = flat_product(self.deltas, other.deltas)

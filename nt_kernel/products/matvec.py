@@ -7,7 +7,7 @@ matrix: torch's matrix times column is up to six times slower for stacks of them
 
 from collections.abc import Callable, Sequence
 
-import torch  # noqa: F401 (the examples use it)
+import torch
 from torch import Tensor
 
 from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
@@ -51,7 +51,7 @@ def _stack_of(form: Form) -> int:
 
 
 def _outer(form: Outer) -> Product:
-    through = _input_product(form.inputs)
+    through = _input_product(form.inputs, lambda: form.input_gram)
 
     def product(v: Tensor) -> Tensor:
         pulled = v @ form.deltas  # [..., N, R, o]
@@ -60,10 +60,10 @@ def _outer(form: Outer) -> Product:
     return product
 
 
-def _input_product(inputs: Tensor) -> Product:
+def _input_product(inputs: Tensor, gram_of_inputs: Callable[[], Tensor]) -> Product:
     """w ↦ a aᵀw for w [..., N, k], by the Gram matrix of the inputs where there are fewer samples than inputs."""
     if inputs.shape[-2] <= inputs.shape[-1]:
-        gram = inputs @ inputs.mT
+        gram = gram_of_inputs()
         return lambda w: gram @ w
     return lambda w: inputs @ (inputs.mT @ w)
 
@@ -79,7 +79,7 @@ def _flat(form: Flat) -> Product:
 
 
 def _decoupled(form: Decoupled) -> Product:
-    through = _input_product(form.inputs)
+    through = _input_product(form.inputs, lambda: form.sample_gram(form))
     return lambda v: through(v.flatten(-2)).unflatten(-1, v.shape[-2:])
 
 
@@ -123,6 +123,46 @@ def _through_positions(deltas: Tensor, through: Product) -> Product:
     return product
 
 
+def mean_product(forms: Sequence[Form]) -> Tensor:
+    """J J̄ᵀ, [..., N, C, C], for J̄ = (1/N) Σ_i J_i: K on the C vectors (1/N) 1 ⊗ e_d, which need no pull through δ.
+
+    >>> mean_product([Outer(torch.tensor([[2.0], [1.0]]), torch.tensor([[[3.0]], [[1.0]]]))]).flatten()  # J = [6, 1]
+    tensor([21.0000,  3.5000])
+    """
+    total = _MEAN[type(forms[0])](forms[0])
+    for form in forms[1:]:
+        total = total + _MEAN[type(form)](form)
+    return total / forms[0].shape[-2]
+
+
+def _outer_mean(form: Outer) -> Tensor:
+    through = _input_product(form.inputs[..., None, :, :], lambda: form.input_gram[..., None, :, :])
+    carried = through(form.deltas.movedim(-2, -3))  # [..., C, N, o]
+    return form.deltas @ carried.movedim(-3, -1)
+
+
+def _flat_mean(form: Flat) -> Tensor:
+    total = form.jacobian.sum(-3)  # [..., C, P]
+    return (form.jacobian.flatten(-3, -2) @ total.mT).unflatten(-2, form.shape[-2:])
+
+
+def _decoupled_mean(form: Decoupled) -> Tensor:
+    sizes = (form.inputs @ form.inputs.sum(-2)[..., None])[..., 0]  # a_i · Σ_j a_j
+    return torch.diag_embed(sizes[..., None].expand(form.shape))
+
+
+def _any_mean(form: Positions | Weighted) -> Tensor:
+    eye = torch.eye(form.shape[-1], dtype=form.deltas.dtype, device=form.deltas.device)
+    return _PRODUCT[type(form)](form)(eye.expand(*form.shape[:-1], *eye.shape)).mT
+
+
+_MEAN: dict[type, Callable[..., Tensor]] = {
+    Outer: _outer_mean,
+    Flat: _flat_mean,
+    Decoupled: _decoupled_mean,
+    Positions: _any_mean,
+    Weighted: _any_mean,
+}
 _PRODUCT: dict[type, Callable[..., Product]] = {
     Outer: _outer,
     Flat: _flat,

@@ -186,7 +186,7 @@ PROBLEMS += [
 PROBLEMS += [(name, {"mass": 0.1}) for name in ("attention", "root linear", "tied weights", "layer norm")]
 
 
-@pytest.mark.parametrize(("name", "options"), PROBLEMS, ids=str)
+@pytest.mark.parametrize(("name", "options"), PROBLEMS)
 def test_generalized_ntk_between(name, options):
     model, x, other = CASES[name].make()
     third = other[:2]

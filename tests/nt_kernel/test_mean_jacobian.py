@@ -34,7 +34,7 @@ def size_of(dense, *others):
     return 1e-12 * dense.stiffness() * max([1.0, *(t.norm().item() for t in others)])
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=str)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", CASES)
 def test_layer_metric(name, metric):
     case = CASES[name]
@@ -68,7 +68,7 @@ def test_layer_metric(name, metric):
                 )
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=str)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("mass", [1e-4, 0.1, 1e3])
 def test_the_error_of_a_kernel_is_within_its_scale(metric, mass):
     model, x, _ = CASES["mlp"].make()

@@ -5,7 +5,7 @@ import torch
 
 from nt_kernel import NumericalError, layer_factors
 from nt_kernel.mass import RowColumnMass
-from nt_kernel.metric.model_metric import ModelMetric, factors_at
+from nt_kernel.metric.model_metric import ModelMetric
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, distance, singular_metric, trainable
 
@@ -105,7 +105,7 @@ def test_other_parameters_than_the_models_own():
     torch.manual_seed(0)
     model, x = mlp(3, 5, 2).to(F64), torch.randn(4, 3, dtype=F64)
     other, before = drawn(model), {n: p.clone() for n, p in trainable(model).items()}
-    y, factors = factors_at(model, other, x)
+    y, factors = layer_factors(model, x, params=other)
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
     model.load_state_dict(other)
     expected, known = layer_factors(model, x)

@@ -58,7 +58,7 @@ def test_ntk_operator(name):
                 assert (operator.diagonal_blocks() - blocks).norm() <= 1e-12 * blocks.norm()
 
 
-@pytest.mark.parametrize("options", METRICS, ids=str)
+@pytest.mark.parametrize("options", METRICS)
 @pytest.mark.parametrize("solver", ["cg", "cholesky", "auto"])
 @pytest.mark.parametrize("name", ["mlp", "attention"])
 def test_generalized_ntk_operator(name, solver, options):

@@ -36,7 +36,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_every_series_equals_the_dense_study(case):
     options = CASES[case]
     model, x, a, zs, held_out = small_problem(seed=3)
