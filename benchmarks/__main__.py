@@ -17,6 +17,7 @@ QUESTIONS = {
     "growth": "benchmarks.growth",
     "solver": "benchmarks.solver",
     "step": "benchmarks.step",
+    "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
 }
 
