@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp, written last: an install that was cut short is done again.
 READY := $(VENV)/.complete
+# Small operations: processes of one thread each give more than threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help study test test-slow lint peers bench readme clean
 
@@ -22,10 +24,10 @@ study: $(READY) ## the digits study: trains twins, draws the figures, writes res
 	$(BIN)/stability run digits --out results/digits
 
 test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # small operations: threads cost more than they give
+	$(PYTEST)
 
 test-slow: $(READY) ## the slow suites too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(READY) ## style and import order
 	$(BIN)/ruff check .

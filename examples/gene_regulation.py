@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from optim import Woodbury
 from optim.manifold import Manifold, positive
-from optim.ode_module import ode_module
+from optim.ode import ode_module
 from optim.riemannian_module import RiemannianModule
 
 GENES, CHANNELS = 3, 2

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "KernelOperator": "nt_kernel.kernels.operators",
         # masses and metrics
         "LayerMetric": "nt_kernel.metric.layer_metric",
+        "ModelMetric": "nt_kernel.metric.model_metric",
         "RowColumnMass": "nt_kernel.mass",
         "huber": "nt_kernel.metric.output_metric",
         "sampled_fisher": "nt_kernel.metric.output_metric",

@@ -1,4 +1,4 @@
-"""Steps and flows: the Woodbury optimizer, its pure functions for stacked networks, gradient flow in continuous time."""
+"""Steps and flows: the Woodbury optimizer, stacked networks, Riemannian modules, gradient flow in continuous time."""
 
 from nt_kernel.house import check_not_shadowed, lazy_names
 
@@ -10,7 +10,33 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Woodbury": "optim.woodbury",
         "woodbury_direction": "optim.direction",
         "woodbury_step": "optim.direction",
-        "gradient_flow": "optim.flow",
+        "SecondMomentMass": "optim.second_moment",
+        "LevenbergMarquardt": "optim.damping",
+        "StepDiagnostics": "optim.diagnostics",
         "StepTooLargeError": "optim.step_limit",
+        # stacked networks
+        "StackedState": "optim.stacked",
+        "WoodburyStep": "optim.stacked_woodbury",
+        "adam": "optim.first_order",
+        "gradient_descent": "optim.first_order",
+        "index_stream": "optim.mini_batches",
+        "stack_parameters": "optim.stacked",
+        "stacked_gradients": "optim.stacked",
+        "stacked_step": "optim.stacked",
+        "twin_batch": "optim.mini_batches",
+        # Riemannian modules
+        "Manifold": "optim.manifold",
+        "RiemannianModule": "optim.riemannian_module",
+        "metric_factors": "optim.module_step",
+        "ode_module": "optim.ode",
+        "positive": "optim.manifold",
+        "product": "optim.manifold",
+        "riemannian_direction": "optim.module_step",
+        "riemannian_step": "optim.module_step",
+        # continuous time
+        "MetricFlow": "optim.flow",
+        "gradient_flow": "optim.flow",
+        "metric_flow": "optim.flow",
+        "solve_flow": "optim.flow",
     },
 )

@@ -1,6 +1,6 @@
 """The Woodbury direction G⁻¹∇h as pure functions, for one network or K stacked ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from nt_kernel.metric.layer_metric import (
     model_mass,
     push_through,
     resolve_blocks,
+    solve_metric,
     step_system,
 )
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
@@ -45,6 +46,73 @@ def woodbury_direction(
     for name, factor in blocks.items():
         out.update(push_through(factor, inners[name].dual(r), mass))
     return out
+
+
+def gradient_direction(
+    blocks: Mapping[str, Factor],
+    inners: Mapping[str, StepSystem],
+    r: Tensor,
+    gradient: Mapping[str, Tensor | None],
+    mass: Masses,
+    *,
+    exact: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """G⁻¹g by parameter name for any g: push-through form for its share s·Jᵀr, general form for the rest.
+
+    ``gradient`` is g by full parameter name, None counts as 0. A rest that is rounding is left out, but not for the blocks
+    ``exact``, where something small has been added on purpose (:func:`gradient_share`).
+
+    >>> from nt_kernel import layer_factors
+    >>> y, factors = layer_factors(nn.Linear(1, 1, bias=False), torch.tensor([[2.0]]))  # J = 2, G = 1 + 2²
+    >>> identity, masses = resolve_output_metric("identity"), {"weight": 1.0}
+    >>> systems = step_systems(factors, y, masses, "mean", identity)
+    >>> gradient_direction(factors, systems, torch.tensor([[3.0]]), {"weight": torch.tensor([[10.0]])}, masses)
+    {'weight': tensor([[2.]])}
+    """
+    direction: dict[str, Tensor] = {}
+    for name, factor in blocks.items():
+        share, rest = gradient_share(factor, r, gradient, exact=name in exact)
+        v = inners[name].dual(r)
+        direction.update(push_through(factor, v if share == 1 else share * v, mass))
+        if rest is not None:
+            for p, extra in solve_metric(factor, inners[name], rest, mass).items():
+                direction[p] = direction[p] + extra
+    return direction
+
+
+def gradient_share(
+    factor: Factor, r: Tensor, gradient: Mapping[str, Tensor | None], *, exact: bool = False
+) -> tuple[float, dict[str, Tensor] | None]:
+    """(s, g − s·Jᵀr) of one block, s = ⟨g, Jᵀr⟩/‖Jᵀr‖²: 1 after a plain backward, another number after clipping or unscaling.
+
+    So the rest is orthogonal to Jᵀr, nothing large cancels in G⁻¹g = s·G⁻¹Jᵀr + G⁻¹rest, and there is none for a rescaled
+    gradient. It is None where it is zero or (unless ``exact``) rounding, ‖g − s·Jᵀr‖ ≤ ε^¾·‖g‖; s within ε^¾ of 1 is 1.
+    """
+    pulled = factor.vjp(r)
+    g = {n: torch.zeros_like(t) if gradient[n] is None else gradient[n].to(t.dtype) for n, t in pulled.items()}
+    rounding = torch.finfo(r.dtype).eps ** 0.75
+    s, gap, whole, rest = _split(g, pulled, rounding)
+    if not 0 < whole < float("inf") or not gap < float("inf"):  # squares that leave the range of float32
+        double = ({n: t.double() for n, t in own.items()} for own in (g, pulled))
+        s, gap, whole, rest = _split(*double, rounding)
+        rest = {n: t.to(r.dtype) for n, t in rest.items()}
+    return s, None if gap <= (0.0 if exact else rounding**2 * whole) else rest
+
+
+def _split(
+    g: Mapping[str, Tensor], pulled: Mapping[str, Tensor], rounding: float
+) -> tuple[float, float, float, dict[str, Tensor]]:
+    """(s, ‖g − s·Jᵀr‖², ‖g‖², g − s·Jᵀr); one synchronisation with the device."""
+    along, size = (sum(_dot(own[n], t) for n, t in pulled.items()) for own in (g, pulled))
+    s = torch.where(size > 0, along / size, 1.0)
+    s = torch.where((s - 1).abs() <= rounding, 1.0, s)
+    rest = {n: torch.addcmul(g[n], t, s, value=-1) for n, t in pulled.items()}
+    gap, whole = (sum(_dot(t, t) for t in own.values()) for own in (rest, g))
+    return *torch.stack([s, gap, whole]).tolist(), rest
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def woodbury_step(

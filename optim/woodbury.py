@@ -1,67 +1,61 @@
 """``Woodbury``: the layerwise Riemannian optimizer of Pehle & Slotine (arXiv 2603.03610, algorithm 1) for the usual loop."""
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.capture.observe import as_inputs, flatten_outputs, observing
 from nt_kernel.capture.plan import trainable_layers
 from nt_kernel.factors import Factor, layer_factors
-from nt_kernel.mass import Mass, resolve_mass
-from nt_kernel.metric.inner import Solve, apply_blocks
-from nt_kernel.metric.layer_metric import (
-    StepSystem,
-    check_scale,
-    check_solver,
-    model_mass,
-    resolve_blocks,
-    scale_factor,
-    solve_metric,
-)
+from nt_kernel.mass import Masses
+from nt_kernel.metric.inner import Solve
+from nt_kernel.metric.layer_metric import StepSystem, check_scale, check_solver, resolve_blocks
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-from optim.direction import step_systems, woodbury_direction
-from optim.step_limit import auto_lr, check_lr, checked_rate
+from optim.damping import Damping, LevenbergMarquardt, Trial, damping_at, penalty_increase, predicted_decrease
+from optim.diagnostics import StepDiagnostics, inner_figures
+from optim.direction import gradient_direction, step_systems
+from optim.group_mass import GroupMass, current_masses, damped
+from optim.groups import update_of
+from optim.model_optimizer import ModelOptimizer
+from optim.second_moment import SecondMomentMass
+from optim.step_check import checked_step
+from optim.step_limit import auto_lr
+from optim.trust_region import parameters_at, trust_region
+from optim.update import decayed_gradient, moved
 
 
-@dataclass
-class _Pass:
-    """One forward pass: its inputs, and ∂h/∂y as received by its output since the last step."""
+@dataclass(frozen=True)
+class _View:
+    """The samples of a step seen to first order: outputs y and their gradients r [B, C], a factor for each metric block."""
 
-    inputs: tuple
-    gradient: Tensor | None = None
-
-
-class _Recorder:
-    """The model's forward hook. It does not keep its optimizer alive, and it does nothing in a copy of the model."""
-
-    def __init__(self, optimizer: "Woodbury | None" = None):
-        self._optimizer = (lambda: None) if optimizer is None else weakref.ref(optimizer)
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, out) -> None:
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            optimizer._record(module, args, kwargs, out)
-
-    def __reduce__(self):
-        return _Recorder, ()
+    y: Tensor
+    r: Tensor
+    blocks: Mapping[str, Factor]
 
 
-class Woodbury(torch.optim.Optimizer):
+@dataclass(frozen=True)
+class _Move:
+    """What a step would do: new values and momentum buffers by parameter name, and the inner systems behind them."""
+
+    values: dict[str, Tensor]
+    buffers: dict[str, Tensor | None]
+    systems: dict[str, StepSystem]
+
+
+class Woodbury(ModelOptimizer):
     r"""θ ← θ − lr·G⁻¹∇h with G_α = D_α + c·J_αᵀM J_α per layer, by Woodbury's identity; no m × m matrix is formed.
 
     ``step`` applies G⁻¹ to whatever stands in ``p.grad``. The samples of the metric are those of the forward passes whose
     output received a gradient since the last ``step`` or ``zero_grad``: evaluation passes do not count, micro-batches
-    count together. With r = ∂h/∂y of those passes, p.grad = Jᵀr + remainder; the first term takes the push-through form
-    D⁻¹Jᵀ[r − c·L_yᵀS⁻¹L_y K r], and the remainder (clipping, weight decay, a penalty on θ), where there is one, the
-    general Woodbury form. The inner matrix is [B·q, B·q], B the samples of the step.
+    count together. With r = ∂h/∂y of those passes, p.grad = s·Jᵀr + remainder, s ≠ 1 after clipping or unscaling; the first
+    term takes the push-through form D⁻¹Jᵀ[r − c·L_yᵀS⁻¹L_y K r], and the remainder (Riemannian weight decay, a penalty on θ),
+    where there is one, the general Woodbury form. The inner matrix is [B·q, B·q], B the samples of the step.
 
     Parameters
     ----------
     model: the network (samples must not interact). lr: step size, or "auto" for 1/N (N metric blocks, scale "mean").
-    mass: D, a number, one per layer, or a dict by layer or parameter name.
+    mass: D, a number, one per layer, a dict by layer or parameter name, or a :class:`~optim.second_moment.SecondMomentMass`.
     output_metric: M, "identity", "squared", "cross_entropy", or a callable y → [N, C, C].
     scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent), or "mean-jacobian": G = D + J̄ᵀM̄ J̄ with the
         batch means of the J_i and M_i, whose inner matrix is [C, C]. blocks: "layer" or "network".
@@ -71,12 +65,23 @@ class Woodbury(torch.optim.Optimizer):
         beyond that the kernel of every step, [B·C, B·C], is formed and, where its norm does not settle it, its
         eigenvalues. It presumes h = (1/B)Σℓ with ∇²_yℓ ⪯ M (½‖y − a‖² with M = I, cross-entropy with any M here). A loss
         of curvature σ, such as ``MSELoss()`` with σ = 2/C, steps like lr·σ: write ``check_step=False`` and mind the limit.
+        Momentum, weight decay and rates by group change the limit (``optim.step_limit``).
+    momentum, dampening, nesterov, weight_decay, decay: :class:`optim.update.Update`; G⁻¹g enters the momentum buffer.
+    damping: λ > 0 that multiplies D; a function of the number of steps taken; or a trust region,
+        :class:`~optim.damping.LevenbergMarquardt`, which decides by the loss (``step(closure)``) instead of ``check_step``.
+    groups: [{"layers": ["0", "blocks.*"], "lr": …}, …], ``fnmatch`` patterns of layer names with hyperparameters of their
+        own (lr, mass, momentum, dampening, nesterov, weight_decay, decay, damping); the other layers take those above.
+    diagnostics: keep :class:`~optim.diagnostics.StepDiagnostics` of every block in ``diagnostics``, at the price of
+        forming and diagonalising its inner matrix at every step; nothing without.
 
-    ``lr`` is the group's entry, so LR schedulers work; ``lambda_max`` is the bound on λ_max that allowed the last step,
-    ``solves`` {block: :class:`nt_kernel.metric.inner.Solve`} the last step's solver, its iterations and achieved residual.
+    All hyperparameters by group are entries of ``param_groups``, read at every step and kept by ``state_dict``. Of the last
+    step: ``lambda_max``, the bound on λ_max that allowed it, and ``lr_limit``, the lr of the fastest group that it allows;
+    ``solves`` {block: :class:`nt_kernel.metric.inner.Solve`}, solver, iterations and residual; ``trials``, the moves of
+    a trust region, ``last_ratio`` the ratio of the last of them; ``damping_now``, the λ of the (default group's) last step, of
+    the next one in a trust region.
 
     Raises ValueError/TypeError for bad hyperparameters, ``StepTooLargeError`` (a ValueError) naming 2/λ_max,
-    ``NumericalError`` when the inner system fails.
+    ``NumericalError`` when the inner system fails; a step that raises has changed nothing.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = model.weight.data.fill_(0.0)
@@ -89,154 +94,226 @@ class Woodbury(torch.optim.Optimizer):
     0.800000...
     """
 
+    _carried = (
+        *("model", "mass", "scale", "blocks", "solver", "check_step"),
+        *("damping", "lr_is_auto", "_metric_given", "_diagnose"),
+    )
+
     def __init__(
         self,
         model: nn.Module,
         lr: float | str = 0.1,
         *,
-        mass: Mass = 1.0,
+        mass: GroupMass = 1.0,
         output_metric: "str | OutputMetric | Callable" = "identity",
         scale: str = "mean",
         blocks: str = "layer",
         solver: str = "auto",
         check_step: bool = True,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decay: str = "decoupled",
+        damping: Damping = 1.0,
+        groups: Sequence[Mapping] | None = None,
+        diagnostics: bool = False,
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"Woodbury takes the model, not its parameters (it needs the forward pass); got {type(model).__name__}"
-            )
-        layers = trainable_layers(model)
-        if not layers:
-            raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
-        check_lr(lr)
         check_scale(scale)
         check_solver(solver)
         resolve_blocks({}, blocks)
-        resolve_mass(mass, layers)
-        self.mass, self.scale, self.blocks, self.check_step = mass, scale, blocks, check_step
-        self.solver, self.solves = solver, dict[str, Solve]()
+        for name, switch in (("check_step", check_step), ("diagnostics", diagnostics)):
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name} must be True or False, got {switch!r}")
+        self.scale, self.blocks, self.solver, self.check_step, self.damping = scale, blocks, solver, check_step, damping
+        self._metric_given, self._diagnose, self.lr_is_auto = output_metric, diagnostics, lr == "auto"
         self.output_metric = resolve_output_metric(output_metric)
-        self.lr_is_auto = lr == "auto"
-        if self.lr_is_auto:
-            lr = auto_lr(len(layers) if blocks == "layer" else 1, scale)
+        defaults = {"lr": lr, "mass": mass, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        defaults |= {"weight_decay": weight_decay, "decay": decay, "damping": damping_at(damping, 0)}
+        self._check_damping([defaults, *(group for group in groups or () if isinstance(group, Mapping))])
+        if callable(damping):
+            defaults["steps"] = 0
+        if isinstance(damping, LevenbergMarquardt):
+            defaults["growth"] = 2.0
+        super().__init__(model, defaults, groups)
+
+    def _check_damping(self, groups: Sequence[Mapping]) -> None:
+        """What does not go with a schedule or a trust region; the first of ``groups`` is the default."""
+        trust, first = isinstance(self.damping, LevenbergMarquardt), groups[0]
+        for group in groups[1:]:
+            if "damping" in group and (trust or callable(self.damping)):
+                raise ValueError(
+                    f"a group has a damping of its own, {group['damping']!r}, which needs a number for the others, "
+                    f"got {self.damping!r}"
+                )
+        for group in groups:
+            if (
+                trust
+                and group.get("weight_decay", first["weight_decay"])
+                and group.get("decay", first["decay"]) != "riemannian"
+            ):
+                raise ValueError(
+                    "damping=LevenbergMarquardt(…) needs one objective that every move decreases, which decoupled weight "
+                    'decay does not have; write decay="riemannian"'
+                )
+
+    def _auto_lr(self) -> float:
+        return auto_lr(len(trainable_layers(self.model)) if self.blocks == "layer" else 1, self.scale)
+
+    def _start(self) -> None:
+        super()._start()
+        self.output_metric = resolve_output_metric(self._metric_given)
         self.lambda_max: float | None = None
-        params = dict(model.named_parameters())
-        super().__init__([params[n] for names in layers.values() for n in names], {"lr": lr})
-        self.model = model
-        self._seen: list[_Pass] = []
-        self._handle = model.register_forward_hook(_Recorder(self), with_kwargs=True)
-        weakref.finalize(self, self._handle.remove).atexit = False
+        self.lr_limit: float | None = None
+        self.solves: dict[str, Solve] = {}
+        self.diagnostics: dict[str, StepDiagnostics] = {}
+        self.trials: tuple[Trial, ...] = ()
 
-    def _record(self, module: nn.Module, args: tuple, kwargs: dict, out) -> None:
-        if observing() or not torch.is_grad_enabled() or self._is_functional(module, out):
-            return
-        if kwargs:
-            raise TypeError(f"Woodbury records positional inputs only; the model was called with {', '.join(kwargs)}=…")
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"Woodbury needs a model that returns one tensor, its outputs; it returned {type(out).__name__}"
-            )
-        if not out.requires_grad:
-            return
-        done, seen = _Pass(tuple(a.detach() if isinstance(a, Tensor) else a for a in args)), self._seen
+    def _progress(self) -> dict:
+        first, follows = self.param_groups[0], callable(self.damping) or isinstance(self.damping, LevenbergMarquardt)
+        return {key: first[key] for key in ("steps", "growth", "damping") if follows and key in first}
 
-        def keep(gradient: Tensor) -> None:
-            if any(other is done for other in seen):  # a second backward through the same pass: no new samples
-                done.gradient = done.gradient + gradient.detach()
-            else:
-                done.gradient = gradient.detach()
-                seen.append(done)
+    @property
+    def damping_now(self) -> float:
+        """λ of the first group: of the last step, of the next one in a trust region."""
+        return self.param_groups[0]["damping"]
 
-        out.register_hook(keep)
-
-    def _is_functional(self, module: nn.Module, out) -> bool:
-        """True for a pass of which p.grad gets nothing: inside a torch.func transform, or on other parameters."""
-        # torch has no public name for "wrapped by a transform".
-        if isinstance(out, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(out):
-            return True
-        own = {id(p) for group in self.param_groups for p in group["params"]}
-        return not any(id(p) in own for p in module.parameters())
-
-    def close(self) -> None:
-        """Stop recording the model's forward passes (the optimizer is done)."""
-        self._handle.remove()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch; the passes behind the gradients that go are forgotten with them."""
-        self._seen.clear()
-        super().zero_grad(set_to_none)
+    @property
+    def last_ratio(self) -> float | None:
+        """The decrease of h over the predicted one, of the last move of a trust region."""
+        return self.trials[-1].ratio if self.trials else None
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """One step; ``closure`` re-evaluates the loss as for any torch optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step; ``closure`` re-evaluates the loss as for any torch optimizer, in a trust region after every move too."""
+        if closure is None and isinstance(self.damping, LevenbergMarquardt):
+            raise ValueError(
+                "damping=LevenbergMarquardt(…) compares losses: write opt.step(closure), where closure() clears the "
+                "gradients, computes the loss, calls backward and returns the loss"
+            )
+        loss = None if closure is None else _evaluate(closure)
         params = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if all(p.grad is None for p in params.values()):
             return loss
-        direction = self._direction(params)
-        lr_of = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        for name, p in params.items():
-            if p not in lr_of:
-                raise ValueError(
-                    f"parameter {name!r} became trainable after Woodbury was made; make the optimizer again"
-                )
-        for name, p in params.items():
-            if p.grad is not None:
-                p.sub_(direction[name].to(p.dtype) * lr_of[p])
-        self._seen.clear()
+        groups = self._group_of(params)
+        device = next(iter(params.values())).device.type
+        with torch.autocast(device, enabled=False):
+            view, moments = self._view(), self._moments(params, groups)
+            masses = self._masses(params, moments)
+        if isinstance(self.damping, LevenbergMarquardt):
+            self._trust_region(closure, loss, view, params, groups, masses, moments)
+        else:
+            dampings = [self._damping_of(group) for group in self.param_groups]
+            with torch.autocast(device, enabled=False):
+                move = self._move(view, params, groups, masses, dampings)
+                self._commit(view, params, move, moments)
+            for group, damping in zip(self.param_groups, dampings, strict=True):
+                group["damping"] = damping
+                if callable(self.damping):
+                    group["steps"] += 1
+        self._passes.clear()
         return loss
 
-    def _direction(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        x, r = self._samples()
+    def _damping_of(self, group: Mapping) -> float:
+        return damping_at(self.damping, group["steps"]) if callable(self.damping) else damping_at(group["damping"], 0)
+
+    def _view(self) -> _View:
+        x, r = self._passes.samples()
         y, factors = layer_factors(self.model, x)
-        masses = model_mass(factors, self.mass)
-        blocks = resolve_blocks(factors, self.blocks)
-        inners = step_systems(blocks, y, masses, self.scale, self.output_metric, self.solver)
-        if self.check_step:
-            self._check(inners, y)
-        direction = woodbury_direction(blocks, inners, r, masses)
-        for name, factor in blocks.items():
-            remainder = self._remainder(factor, r, params)
-            if remainder is not None:
-                for p, extra in solve_metric(factor, inners[name], remainder, masses).items():
-                    direction[p] = direction[p] + extra
-        self.solves = {name: inner.last for name, inner in inners.items()}
-        return direction
+        return _View(y, r.to(y.dtype), resolve_blocks(factors, self.blocks))
 
-    def _samples(self) -> tuple[tuple, Tensor]:
-        if not self._seen:
-            raise ValueError(
-                "step() found gradients but no forward pass of the model that received one since the last step or "
-                "zero_grad; the metric needs its samples: run model(x), loss.backward(), step() in this order"
-            )
-        inputs = [as_inputs(seen.inputs) for seen in self._seen]
-        x = tuple(torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*inputs, strict=True))
-        return x, torch.cat([flatten_outputs(seen.gradient, len(seen.gradient)) for seen in self._seen])
+    def _moments(self, params: Mapping[str, Tensor], groups: Mapping[str, dict]) -> dict[str, tuple[Tensor, int]]:
+        """{name: (v, t)} with the gradients as they stand, for the groups whose mass is a :class:`SecondMomentMass`."""
+        found = {}
+        for name, p in params.items():
+            mass, held = groups[name]["mass"], self.state.get(p, {})
+            if isinstance(mass, SecondMomentMass):
+                v, t = held.get("exp_avg_sq"), held.get("step", 0)
+                if p.grad is not None:
+                    found[name] = mass.advance(v, t, p.grad)
+                elif v is not None:
+                    found[name] = v.to(p), t
+        return found
 
-    def _check(self, inners: dict[str, StepSystem], y: Tensor) -> None:
-        # With S = I + c·L K Lᵀ every block L R Lᵀ = (I − S⁻¹)/c ≺ I/c, singular M included; not so for "mean-jacobian".
-        n = len(y)
-        c = 0.0 if self.scale == "mean-jacobian" else scale_factor(self.scale, n)
-        bound = len(inners) / (c * n) if c else float("inf")
-        lr = max(float(group["lr"]) for group in self.param_groups)
+    def _masses(self, params: Mapping[str, Tensor], moments: Mapping[str, tuple[Tensor, int]]) -> list[Masses]:
+        """D of every group, undamped."""
+        everything = dict(self.model.named_parameters())  # frozen ones too: a mass may speak of them
+        return [current_masses(g["mass"], self._layers_of(g), everything, moments) for g in self.param_groups]
 
-        def weighed() -> Tensor:
-            H = sum(inner.expand(inner.self_kernel()) for inner in inners.values()) / n
-            L = self.output_metric.factor(y)  # at c = 0 the inner systems do without it
-            return H if L is None else apply_blocks(L, apply_blocks(L, H).mT)
+    def _move(
+        self, view: _View, params, groups, masses: Sequence[Masses], dampings: Sequence[float], fresh=False
+    ) -> _Move:
+        """What the step does at these dampings; ``fresh``: without the momentum of the steps before."""
+        D = {n: damped(m, t) for own, t in zip(masses, dampings, strict=True) for n, m in own.items()}
+        updates = {name: update_of(group) for name, group in groups.items()}
+        systems = step_systems(view.blocks, view.y, D, self.scale, self.output_metric, self.solver)
+        if self.check_step and not isinstance(self.damping, LevenbergMarquardt):
+            args = view.blocks, systems, view.y, self.scale, self.output_metric, updates, D
+            self.lambda_max, self.lr_limit = checked_step(*args) or (None, None)
+        shrinking = {n for n, u in updates.items() if u.decay == "riemannian" and u.weight_decay}
+        gradient = {n: None if p.grad is None else decayed_gradient(p.grad, p, updates[n]) for n, p in params.items()}
+        exact = {name for name, factor in view.blocks.items() if shrinking & factor.shapes.keys()}
+        direction = gradient_direction(view.blocks, systems, view.r, gradient, D, exact=exact)
+        values, buffers = {}, {}
+        for name, p in params.items():
+            if p.grad is not None:
+                held = None if fresh else self.state.get(p, {}).get("momentum_buffer")
+                held = None if held is None else held.to(p)
+                values[name], buffers[name] = moved(p, direction[name].to(p.dtype), held, updates[name])
+        return _Move(values, buffers, systems)
 
-        self.lambda_max = checked_rate(lr, bound, weighed)
+    def _commit(self, view: _View, params: Mapping[str, Tensor], move: _Move, moments: Mapping[str, tuple]) -> None:
+        self.solves = {name: system.last for name, system in move.systems.items()}
+        if self._diagnose:
+            self.diagnostics = {name: self._figures(view, params, move, name) for name in view.blocks}
+        for name, value in move.values.items():
+            p = params[name]
+            p.copy_(value)
+            if move.buffers[name] is not None:
+                self.state[p]["momentum_buffer"] = move.buffers[name]
+            if name in moments:
+                self.state[p]["exp_avg_sq"], self.state[p]["step"] = moments[name]
 
-    def _remainder(self, factor: Factor, r: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """p.grad − Jᵀr for one block, or None where it is rounding."""
-        remainder, size, gap = {}, 0.0, 0.0
-        for name, pulled in factor.vjp(r).items():
-            grad = params[name].grad
-            grad = torch.zeros_like(pulled) if grad is None else grad.to(pulled.dtype)
-            remainder[name] = grad - pulled
-            size, gap = size + grad.square().sum(), gap + remainder[name].square().sum()
-        rounding = torch.finfo(r.dtype).eps ** 0.75
-        return None if bool(gap <= rounding**2 * size) else remainder
+    def _trust_region(self, closure: Callable, loss, view: _View, params, groups, masses, moments) -> None:
+        device, first = view.y.device.type, self.param_groups[0]
+        L, factors = self.output_metric.factor(view.y), view.blocks.values()
+        g = {name: p.grad for name, p in params.items() if p.grad is not None}
+
+        def propose(damping: float, first_move: bool) -> tuple[_Move, dict[str, Tensor], float, float]:
+            with torch.autocast(device, enabled=False):
+                move = self._move(
+                    view, params, groups, masses, [damping] * len(self.param_groups), fresh=not first_move
+                )
+                delta = {name: value - params[name] for name, value in move.values.items()}
+                foretold = predicted_decrease(factors, L, g, delta, len(view.y))
+                decays = {n: groups[n]["weight_decay"] for n in delta if groups[n]["decay"] == "riemannian"}
+                return move, move.values, foretold, -penalty_increase(params, delta, decays)
+
+        def evaluate(values: Mapping[str, Tensor]):
+            with parameters_at(self.model, values):
+                return _evaluate(closure)
+
+        move, damping, growth, self.trials = trust_region(
+            self.damping, first["damping"], first["growth"], propose, evaluate, loss
+        )
+        if move is not None:
+            with torch.autocast(device, enabled=False):
+                self._commit(view, params, move, moments)
+        for group in self.param_groups:
+            group["damping"], group["growth"] = damping, growth
+
+    def _figures(self, view: _View, params: Mapping[str, Tensor], move: _Move, block: str) -> StepDiagnostics:
+        system, names = move.systems[block], view.blocks[block].shapes
+        figures = inner_figures(system, self.output_metric, view.y, view.r, system.dual(view.r))
+        gradients = [params[n].grad for n in names if params[n].grad is not None]
+        moves = [move.values[n] - params[n] for n in names if n in move.values]
+        return StepDiagnostics(_norm(gradients), _norm(moves), *figures)
+
+
+def _evaluate(closure: Callable) -> Tensor | float:
+    with torch.enable_grad():
+        return closure()
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return sum(t.double().square().sum().item() for t in tensors) ** 0.5

@@ -14,6 +14,13 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scalar_enclosure": "stability.enclosures",
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
+        # action
+        "ActionRecord": "stability.action_record",
+        "action_balance": "stability.action",
+        "action_terms": "stability.action",
+        "adjoint_states": "stability.adjoint",
+        "lagrangian": "stability.adjoint",
+        "record_action": "stability.action_record",
         "Woodbury": "optim.woodbury",
         "generalized_ntk": "nt_kernel.kernels.ntk",
     },

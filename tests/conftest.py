@@ -19,4 +19,4 @@ def device(request) -> str:
 
 def pytest_make_parametrize_id(val):
     """Values as they are written, without addresses: names are the same in every process (pytest-xdist compares them)."""
-    return re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(val)) if isinstance(val, dict | tuple | list) else None
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", str(val)) if isinstance(val, dict | tuple | list) else None

@@ -150,6 +150,7 @@ def test_public_names_exist_and_are_listed(package):
     module = __import__(package)
     for name in getattr(module, "__all__", []):
         assert getattr(module, name) is not None
+        assert not (ROOT / package / f"{name}.py").exists(), "once imported, the file would stand in for the name"
     assert set(getattr(module, "__all__", [])) <= set(dir(module))
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nt_kernel.products import tiles
 
+from nt_kernel.products import tiles
 from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
 from nt_kernel.products.positions import ROUTES, Positions, route_costs
 from nt_kernel.products.tiles import blocks_of, gram_of

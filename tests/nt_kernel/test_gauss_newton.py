@@ -23,7 +23,7 @@ EXTREME = [
 ]
 
 
-@pytest.mark.parametrize("logits", EXTREME, ids=str)
+@pytest.mark.parametrize("logits", EXTREME)
 def test_factors_at_extreme_logits(logits):
     y = torch.tensor([logits], dtype=F64)
     L = softmax_factor(y)

@@ -66,9 +66,8 @@ def test_a_frozen_layer_is_no_block():
 
 def test_the_largest_rate_of_all_groups_counts():
     model, x, _ = CASES["mlp"].make()
-    opt = Woodbury(model, 0.1, mass=1e-5)
+    opt = Woodbury(model, 0.1, mass=1e-5, groups=[{"layers": ["2"], "lr": 50.0}])
     opt.param_groups[0]["lr"] = 1e-3
-    opt.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 50.0})
     model(x).square().mean().backward()
     with pytest.raises(StepTooLargeError, match="lr = 50 is too large"):
         opt.step()

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nt_kernel import layer_factors
 from optim import Woodbury, woodbury_step
+from optim.direction import gradient_share
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.optim.problems import LR, OPTIONS, call, check_step_is_dense, gradients, optimizer, problem
 from tests.reference import Dense, distance, trainable
@@ -167,3 +169,112 @@ def test_parameters_may_be_frozen_later():
     model[2].requires_grad_(False)
     loss(model(x)).backward()
     check_step_is_dense(model, x, opt)
+
+
+@pytest.mark.parametrize("factor", [2.0**-16, 1e-3, -1.0, 1e3])
+def test_a_rescaled_gradient_is_a_rescaled_step(factor):
+    """Unscaled or clipped: s·G⁻¹Jᵀr, by the push-through form alone and with its digits, float32 included."""
+    model, x, loss = problem()
+    loss(model(x)).backward()
+    expected = {n: factor * d for n, d in Dense(model, x, mass=1e-3).solve(gradients(model)).items()}
+    single = copy.deepcopy(model).float()
+    opt = optimizer(single, mass=1e-3)
+    opt.zero_grad()
+    loss(single(x.float()).double()).backward()
+    before = {n: p.detach().clone() for n, p in single.named_parameters()}
+    with torch.no_grad():
+        for p in single.parameters():
+            p.grad.mul_(factor)
+    opt.step()
+    size = max(d.norm() for d in expected.values())
+    for n, p in single.named_parameters():
+        ulp = 2 * torch.finfo(torch.float32).eps * before[n].norm() / LR  # what a parameter loses by being stored
+        assert ((before[n] - p) / LR - expected[n]).norm() < 1e-4 * size + ulp
+
+
+def test_the_share_of_a_gradient():
+    model, x, loss = problem()
+    z = model(x).detach().requires_grad_()
+    (r,) = torch.autograd.grad(loss(z), z)
+    _, factors = layer_factors(model, x)
+    factor = factors["2"]
+    pulled = factor.vjp(r)
+    other = {n: torch.randn(t.shape, generator=torch.Generator().manual_seed(0), dtype=F64) for n, t in pulled.items()}
+    for s in (1.0, 0.3, -2.0, 1e-200):
+        share, rest = gradient_share(factor, r, {n: s * t for n, t in pulled.items()})
+        assert share == pytest.approx(s, rel=1e-14)
+        assert rest is None
+    g = {n: 0.3 * t + other[n] for n, t in pulled.items()}
+    share, rest = gradient_share(factor, r, g)
+    assert sum((rest[n] * t).sum() for n, t in pulled.items()).abs() < 1e-13
+    assert distance({n: share * t + rest[n] for n, t in pulled.items()}, g) < 1e-15
+    share, rest = gradient_share(factor, r, {n: 0 * t for n, t in pulled.items()})
+    assert (share, rest) == (0.0, None)
+    share, rest = gradient_share(factor, 0 * r, g)
+    assert share == 1.0
+    assert distance(rest, g) == 0
+    missing = "2.bias"
+    share, rest = gradient_share(factor, r, {**pulled, missing: None})
+    assert share < 1
+    assert torch.equal(rest[missing], -share * pulled[missing])
+
+
+def test_squares_that_leave_the_range_of_the_type():
+    model, x, loss = problem()
+    _, factors = layer_factors(model.float(), x.float())
+    factor = factors["2"]
+    for size in (1e-25, 1e20):
+        r = size * torch.ones(4, 2)
+        pulled = factor.vjp(r)
+        share, rest = gradient_share(factor, r, {n: 0.5 * t for n, t in pulled.items()})
+        assert share == pytest.approx(0.5, rel=1e-6)
+        assert rest is None
+    assert loss is not None
+
+
+def test_the_models_own_zero_grad_drops_the_passes_too():
+    """A skipped step: the gradients of the batch are gone, and so are its samples."""
+    model, x, loss = problem()
+    opt = optimizer(model)
+    loss(5 * model(3 * x)).backward()
+    model.zero_grad()
+    loss(model(x)).backward()
+    check_step_is_dense(model, x, opt)
+
+
+def test_gradients_that_are_put_together_by_hand():
+    """torch.autograd.grad leaves p.grad empty between two passes of one step: both count."""
+    model, x, loss = problem()
+    opt = optimizer(model)
+    parts = [torch.autograd.grad(loss(model(x[s]), s), list(model.parameters())) for s in (slice(0, 2), slice(2, 4))]
+    for p, a, b in zip(model.parameters(), *parts, strict=True):
+        p.grad = a + b
+    check_step_is_dense(model, x, opt)
+
+
+def test_output_gradients_of_another_type():
+    """Under autocast ∂h/∂y comes in bfloat16; the metric is built in the parameters' own type."""
+    model, x, loss = problem()
+    single = copy.deepcopy(model).float()
+    opt = optimizer(single, mass=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = single(x.float())
+        assert y.dtype == torch.bfloat16
+        loss(y.double()).backward()
+        grads = {n: p.grad.double() for n, p in single.named_parameters()}
+        before = trainable(copy.deepcopy(single))
+        opt.step()
+    expected = Dense(model, x, mass=0.1).solve(grads)
+    moved = {n: (before[n] - p).double() / LR for n, p in trainable(single).items()}
+    assert distance(moved, expected) < 1e-5
+
+
+def test_recorded_inputs_hold_no_graph():
+    model, x, loss = problem()
+    opt = optimizer(model)
+    x = x.clone().requires_grad_()
+    loss(model(2 * x)).backward()
+    (inputs,), r = opt._passes.samples()
+    assert inputs.grad_fn is None
+    assert not inputs.requires_grad
+    assert r.grad_fn is None

@@ -221,7 +221,7 @@ def test_on_convex_risks_the_discrete_gaps_have_a_sign(loss, name):
             assert action.action_gap >= action.scale_free_gap >= -1e-14
 
 
-@pytest.mark.parametrize("options", [{}, {"mass": 0.05}, {"output_metric": definite_metric}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"mass": 0.05}, {"output_metric": definite_metric}])
 def test_the_action_gap_of_euler_is_first_order_in_the_step(options):
     counts, gaps = [16, 32, 64], []
     for count in counts:

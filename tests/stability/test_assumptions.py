@@ -46,7 +46,7 @@ def test_equal_twins_leave_the_question_of_float_resolution_open():
     assert verdicts(train_twins(model, x, a, [tiny], steps=3))["resolved by floats"] == "violated"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_metric_gap_is_the_relative_difference_of_the_dense_metrics(case):
     options = CASES[case]
     model, x, a, zs, _ = small_problem(seed=3)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.index_stream import index_stream, twin_batch
+from optim.mini_batches import index_stream, twin_batch
 from optim.stacked import StackedState, stacked_step
 from optim.stacked_woodbury import WoodburyStep
 from tests.optim.stacks import half_square, network, networks

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 
 from optim.manifold import Manifold, positive
 from optim.module_step import metric_factors
-from optim.ode_module import ode_module, rk4
+from optim.ode import ode_module, rk4
 from tests.optim.modules import generator, normal
 from tests.reference import F64
 
