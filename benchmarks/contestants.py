@@ -51,12 +51,12 @@ def usual(*optimizers_of: Callable) -> Callable[[nn.Module, Task, float], Step]:
     return build
 
 
-def woodbury(output_metric: str = "") -> Callable[[nn.Module, Task, float], Step]:
+def woodbury(output_metric: str = "", **options) -> Callable[[nn.Module, Task, float], Step]:
     """Woodbury, by default with the loss's own Gauss-Newton matrix as output metric. Any rate is allowed, as for the
     others (no step check)."""
 
     def make(model: nn.Module, task: Task, lr: float) -> Woodbury:
-        return Woodbury(model, lr, mass=0.1, output_metric=output_metric or task.loss, check_step=False)
+        return Woodbury(model, lr, mass=0.1, output_metric=output_metric or task.loss, check_step=False, **options)
 
     return usual(make)
 
@@ -105,4 +105,5 @@ CONTESTANTS: dict[str, Contestant] = {
     "K-FAC": Contestant(kfac, powers(1e-3)),
     "Woodbury": Contestant(woodbury(), powers(1e-2)),
     "Woodbury, M = I": Contestant(woodbury("identity"), powers(1e-2)),
+    "Woodbury, momentum .9": Contestant(woodbury(momentum=0.9), powers(1e-3)),
 }

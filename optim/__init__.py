@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "SecondMomentMass": "optim.second_moment",
         "LevenbergMarquardt": "optim.damping",
         "StepDiagnostics": "optim.diagnostics",
+        "Update": "optim.update",
         "StepTooLargeError": "optim.step_limit",
         # stacked networks
         "StackedState": "optim.stacked",

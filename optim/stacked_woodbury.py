@@ -9,20 +9,19 @@ from torch import Tensor
 from nt_kernel.capture.observe import call_model, select_samples
 from nt_kernel.capture.probe import split_state
 from nt_kernel.factors import stacked_layer_factors
-from nt_kernel.mass import Mass, Masses, smallest_mass
-from nt_kernel.metric.inner import apply_blocks
+from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import (
     check_scale,
     check_solver,
     model_mass,
     resolve_blocks,
-    scale_factor,
     solve_metric,
 )
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 from optim.direction import step_systems, woodbury_direction
 from optim.first_order import Memory, move_all
-from optim.step_limit import auto_lr, check_lr, checked_rate, largest_product
+from optim.step_check import checked_step
+from optim.step_limit import auto_lr, check_lr
 from optim.update import Update
 
 Stack = Mapping[str, Tensor]  # {parameter: [K, …]}
@@ -76,7 +75,7 @@ class WoodburyStep:
         update = self.update(len(blocks))
         inners = step_systems(blocks, y, masses, self.scale, metric, self.solver)
         if self.check_step:
-            _check_step(update, self.scale, masses, metric, inners, y)
+            checked_step(blocks, inners, y, self.scale, metric, dict.fromkeys(params, update), masses)
         direction = woodbury_direction(blocks, inners, _output_gradient(model, params, x, y, targets, loss), masses)
         if update.decay == "riemannian" and update.weight_decay:
             for name, factor in blocks.items():
@@ -95,22 +94,3 @@ def _output_gradient(model, params: Stack, x: tuple, y: Tensor, targets: Tensor,
     shape = call_model(model, {**one, **fixed}, select_samples(select_samples(x, 0), slice(0, 1))).shape[1:]
     gradient = torch.func.grad(lambda y, a: loss(y.unflatten(-1, shape) if shape else y[..., 0], a))
     return torch.func.vmap(gradient)(y, targets)
-
-
-def _check_step(update: Update, scale: str, masses: Masses, metric: OutputMetric, inners, y: Tensor) -> None:
-    n = y.shape[-2]
-    c = 0.0 if scale == "mean-jacobian" else scale_factor(scale, n)
-
-    def weighed() -> Tensor:
-        H = sum(inner.expand(inner.self_kernel()) for inner in inners.values()) / n
-        L = metric.factor(y)
-        return H if L is None else apply_blocks(L, apply_blocks(L, H).mT)
-
-    checked_rate(
-        update.lr,
-        len(inners) / (c * n) if c else float("inf"),
-        weighed,
-        limit=largest_product(update),
-        decay=update.weight_decay if update.decay == "decoupled" else 0.0,
-        ridge=update.weight_decay / smallest_mass(masses) if update.decay == "riemannian" else 0.0,
-    )
