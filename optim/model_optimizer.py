@@ -59,7 +59,12 @@ class ModelOptimizer(torch.optim.Optimizer):
     def _start(self) -> None:
         """What every copy makes for itself."""
         ref = weakref.ref(self)
-        self._passes = Passes(self.model, lambda: [p for group in ref().param_groups for p in group["params"]])
+
+        def parameters() -> list[Tensor]:
+            optimizer = ref()  # a graph that is still held keeps the record, and outlives the optimizer
+            return [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
+
+        self._passes = Passes(self.model, parameters)
 
     def close(self) -> None:
         """Stop recording the model's forward passes (the optimizer is done)."""

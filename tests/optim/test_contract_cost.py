@@ -125,6 +125,18 @@ def test_an_optimizer_that_is_gone_leaves_no_hook(entry):
     squared(model(data()[0]), data()[1]).backward()
 
 
+@entries()
+def test_a_graph_that_outlives_its_optimizer_disturbs_nobody(entry):
+    model, (x, a) = network(), data()
+    opt = entry(model)
+    held = squared(model(x), a)
+    held.backward(retain_graph=True)
+    del opt
+    gc.collect()
+    squared(model(x), a).backward()
+    held.backward()
+
+
 @entries("model")
 def test_close_removes_every_hook(entry):
     model = network()
