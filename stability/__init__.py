@@ -28,6 +28,15 @@ __getattr__, __dir__, __all__ = lazy_names(
         "feedback": "stability.composition",
         "mass_snapshot": "stability.optimal_mass",
         "optimal_masses": "stability.optimal_mass",
+        # what the field would use in their place
+        "Effects": "stability.influence_functions",
+        "bousquet_elisseeff": "stability.routes",
+        "influence": "stability.influence_functions",
+        "on_average_gap": "stability.on_average",
+        "parameter_constants": "stability.risk_constants",
+        "parameter_routes": "stability.routes",
+        "tracin": "stability.tracing",
+        "tracin_path": "stability.tracing",
         # action
         "ActionRecord": "stability.action_record",
         "action_balance": "stability.action",
