@@ -96,9 +96,12 @@ def kronecker_preconditioner(forms: Sequence[Form], c: float, L: Tensor | None =
         return lambda u: u  # the run on S itself says what is wrong
     excess, V = torch.linalg.eigh((E + E.mT) / 2)
     root = (1 + c * excess.clamp_min(0)).rsqrt()[..., None, :] * V  # R⁻ᵀ = V(I + cE)^(−½), [..., q, q]
-    values, U = torch.linalg.eigh(root.mT @ B @ root)
+    between, trace = root.mT @ B @ root, _trace(A)[..., 0]
+    if not bool(between.isfinite().all() & trace.isfinite().all()):  # factors near the largest number overflow here
+        return lambda u: u
+    values, U = torch.linalg.eigh(between)
     basis = root @ U  # [..., q, q]
-    nodes, weights, rest = interpolation(c * values, _trace(A)[..., 0])
+    nodes, weights, rest = interpolation((c * values).clamp_max(torch.finfo(values.dtype).max), trace)
     systems = nodes[..., None, None] * A[..., None, :, :]  # [..., G, N, N]
     systems.diagonal(dim1=-2, dim2=-1).add_(1)
     chol = torch.linalg.cholesky_ex(systems)[0]
@@ -125,7 +128,7 @@ def interpolation(values: Tensor, trace: Tensor) -> tuple[Tensor, Tensor, Tensor
     values = values.clamp_min(tiny)
     top = values.amax(-1, keepdim=True)
     first = torch.minimum(torch.maximum(values.amin(-1, keepdim=True), FIRST / trace.clamp_min(tiny)), top)
-    octaves = torch.log2(top / first)  # [..., 1]
+    octaves = torch.log2(top) - torch.log2(first)  # [..., 1]; the quotient may overflow
     gaps = ceil(octaves.max().item() / log2(RATIO) - 1e-3)
     share = (values / first).clamp_max(1)  # below 1: part of the way from I to the first node
     if gaps == 0:

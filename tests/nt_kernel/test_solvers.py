@@ -392,3 +392,17 @@ def test_what_is_not_finite_is_said():
         broken = {"0.weight": 1e-310, "0.bias": 1.0}
         with pytest.raises((NumericalError, ZeroDivisionError), match=r"finite|division"):
             step_system(factors["0"], 4, broken, "mean", resolve_output_metric("identity"), y, solver=solver).dual(y)
+
+
+@pytest.mark.parametrize("c", [0.125, 8.0])
+@pytest.mark.parametrize(
+    "size", [*(m * 10.0**e for e in (16, 17, 18) for m in range(1, 10)), 1e30, float("inf"), float("nan")]
+)
+def test_the_preconditioner_of_a_network_that_diverges_exists(size, c):
+    """Numbers so large that products overflow: the run on S itself says what is wrong, not a logarithm in here."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-15, 1.0):
+        a = scale * torch.randn(8, 5, generator=generator)
+        delta = size * (1 + 0.1 * torch.randn(8, 10, 4, generator=generator))
+        precondition = kronecker_preconditioner([Outer(a, delta)], c)
+        assert precondition(torch.ones(8, 10)).shape == (8, 10)
