@@ -19,6 +19,7 @@ QUESTIONS = {
     "step": "benchmarks.step",
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
+    "prediction": "benchmarks.prediction",
 }
 
 

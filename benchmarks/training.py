@@ -21,8 +21,8 @@ ABOUT = (
     "network and the order of the mini-batches; the optimizers take turns within a seed. Numbers are medians, in brackets "
     "smallest and largest. `test error`: share of wrong classes, or root mean squared error over the deviation of the "
     "targets. `to SGD's loss`: steps and seconds until the training loss is that of SGD with momentum at its end. Training "
-    "loss is that of the whole training set; seconds are CPU seconds of the steps alone (with `--threads 1` seconds of one core). K-FAC is curvlinops' for the "
-    "mini-batch at hand, without running averages."
+    "loss is that of the whole training set; seconds are CPU seconds of the steps alone (with "
+    "`--threads 1` seconds of one core). K-FAC is curvlinops' for the mini-batch at hand, without running averages."
 )
 METHOD = ""  # no rounds: the runs are what is timed
 CASES = [("digits", 5, 250), ("images", 5, 250), ("diabetes", 5, 250)]  # task, seeds, steps

@@ -15,6 +15,11 @@ __getattr__, __dir__, __all__ = lazy_names(
         "StepDiagnostics": "optim.diagnostics",
         "Update": "optim.update",
         "StepTooLargeError": "optim.step_limit",
+        # Riemannian Lyapunov optimizers
+        "NaimMonitor": "optim.naim",
+        "RLO": "optim.rlo",
+        "RLOLambda": "optim.rlo",
+        "RLOLifted": "optim.rlo",
         # stacked networks
         "StackedState": "optim.stacked",
         "WoodburyStep": "optim.stacked_woodbury",

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.composition import cascade, coupling_gain, feedback, parallel
-from stability.contraction import certified_metric, contraction_metric
+from stability.contraction.composition import cascade, coupling_gain, feedback, parallel
+from stability.contraction.metric import certified_metric, contraction_metric
 
 F64 = torch.float64
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.contraction import certified_metric, contraction_metric
-from stability.contraction_sdp import Programs
+from stability.contraction.metric import certified_metric, contraction_metric
+from stability.contraction.sdp import Programs
 
 SPIRAL = np.array([[0.0, 1.0], [-1.0, -0.5]])
 SHEAR = np.array([[-1.0, 5.0], [0.0, -1.0]])
@@ -309,7 +309,8 @@ def test_refusals(matrices, options, error, text):
 
 def test_no_solver_is_loaded_before_it_is_needed():
     program = (
-        "import sys, torch, stability.contraction as c, stability.composition, stability.optimal_mass\n"
+        "import sys, torch, stability.contraction.metric as c\n"
+        "import stability.contraction.composition, stability.contraction.optimal_mass\n"
         "c.contraction_metric([-torch.eye(2)])\n"
         "sys.exit('cvxpy' in sys.modules)"
     )

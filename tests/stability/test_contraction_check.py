@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.contraction_check import certified_slack, check_metric, normalised
-from stability.contraction_sdp import exponent_of
+from stability.contraction.check import certified_slack, check_metric, normalised
+from stability.contraction.sdp import exponent_of
 
 
 def exact(array):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nt_kernel import generalized_ntk
-from stability.contraction import contraction_metric
-from stability.contraction_momentum import momentum_matrices, momentum_metric, momentum_rate, momentum_step_limit
-from stability.contraction_result import metric_enclosure
+from stability.contraction.metric import contraction_metric
+from stability.contraction.momentum import momentum_matrices, momentum_metric, momentum_rate, momentum_step_limit
+from stability.contraction.result import metric_enclosure
 
 F64 = torch.float64
 STYLES = st.sampled_from([(0.0, 0.0, False), (0.9, 0.0, False), (0.5, 0.3, False), (0.8, 1.0, False), (0.7, 0.0, True)])

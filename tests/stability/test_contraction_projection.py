@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.contraction import contraction_metric
-from stability.contraction_projection import leaks, lyapunov_metric, lyapunov_sequence, slow_basis
-from stability.contraction_sdp import exponent_of
+from stability.contraction.metric import contraction_metric
+from stability.contraction.projection import leaks, lyapunov_metric, lyapunov_sequence, slow_basis
+from stability.contraction.sdp import exponent_of
 
 
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["continuous", "discrete"]), largest=st.integers(2, 6))

@@ -12,7 +12,7 @@ from nt_kernel import generalized_ntk
 from nt_kernel.errors import NumericalError
 from optim import Woodbury
 from stability import Replacement, train_twins
-from stability.optimal_mass import MassSnapshot, mass_snapshot, optimal_masses
+from stability.contraction.optimal_mass import MassSnapshot, mass_snapshot, optimal_masses
 from tests.stability.dense import small_problem
 
 F64 = torch.float64

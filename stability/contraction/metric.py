@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from nt_kernel.errors import unknown_name
-from stability.contraction_check import Checked, check_metric
-from stability.contraction_projection import best_sequence, extended, leaks, slow_basis
-from stability.contraction_result import ContractionMetric, Projection, gain_of
-from stability.contraction_sdp import Programs
-from stability.contraction_search import (
+from stability.contraction.check import Checked, check_metric
+from stability.contraction.projection import best_sequence, extended, leaks, slow_basis
+from stability.contraction.result import ContractionMetric, Projection, gain_of
+from stability.contraction.sdp import Programs
+from stability.contraction.search import (
     LARGEST_CONDITION,
     Proposal,
     exponent_limit,
@@ -43,7 +43,7 @@ def contraction_metric(
     interval: float | Sequence[float] | None = None,
     tolerance: float = 1e-4,
 ) -> ContractionMetric:
-    """Search Θ for the sampled ``matrices``, then certify it (``stability.contraction_check``).
+    """Search Θ for the sampled ``matrices``, then certify it (``stability.contraction.check``).
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Which Θ to take: the largest rate at a bounded condition, or the smallest gain √χ/λ over all rates.
 
-Both work in the exponent q of ``stability.contraction_sdp`` and trust a program only for the Θ that it proposes.
+Both work in the exponent q of ``stability.contraction.sdp`` and trust a program only for the Θ that it proposes.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from stability.contraction_sdp import Programs, exponent_of
+from stability.contraction.sdp import Programs, exponent_of
 
 LARGEST_CONDITION = 1e6  # where the caller sets no χ: what a float64 check still tells from rounding
 BADLY_SCALED = 1e4  # a χ beyond which the program at given χ loses digits: that of the smallest χ is asked first

@@ -2,7 +2,7 @@
 
 One inequality covers all kinds: G_t(Θ) + qΘ_t ⪯ 0 with G_t(Θ) = A_tᵀΘ + ΘA_t and q = 2λ in continuous time, G_t(Θ) =
 A_tᵀΘ_{t+1}A_t and q = −ρ² in discrete time. q is *the exponent* here; the larger, the faster the contraction. A solver's
-Θ is only a proposal: :func:`exponent_of` says what it is worth, ``stability.contraction_check`` proves it.
+Θ is only a proposal: :func:`exponent_of` says what it is worth, ``stability.contraction.check`` proves it.
 """
 
 import warnings

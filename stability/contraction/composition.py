@@ -3,7 +3,7 @@
 Parts i = 1, 2 with I ⪯ Θ_i ⪯ χ_iI and rate λ_i (ρ_i) in Θ_i; couplings in the metrics' norms, g₁₂ = ‖Θ₁^½B₁₂Θ₂^{−½}‖₂. In
 x = (Θ₁^½e₁, εΘ₂^½e₂) the composed system is bounded by a 2 × 2 matrix of the rates and couplings alone. **Derived**, after
 Slotine (*Modular stability tools for distributed computation and control*, Int. J. Adapt. Control Signal Process. 17, 2003).
-No A_t is needed, which is the point; with the A_t at hand ``stability.contraction_check`` can confirm the result.
+No A_t is needed, which is the point; with the A_t at hand ``stability.contraction.check`` can confirm the result.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stability.contraction_result import ContractionMetric, gain_of
+from stability.contraction.result import ContractionMetric, gain_of
 
 ROUNDING = 1e-12  # relative enlargement of a coupling per state and unit of √χ: far above the rounding of its norm
 BACK_OFF = 1e-12  # of the composed rate, for the rounding of the formulas
@@ -38,7 +38,7 @@ def coupling_gain(to: ContractionMetric, of: ContractionMetric, coupling) -> flo
 def parallel(first: ContractionMetric, second: ContractionMetric) -> ContractionMetric:
     """diag(A₁, A₂): Θ = diag(Θ₁, Θ₂), rate min λ_i (max ρ_i), χ = max χ_i.
 
-    >>> from stability.contraction import contraction_metric
+    >>> from stability.contraction.metric import contraction_metric
     >>> found = parallel(contraction_metric([-torch.eye(1)]), contraction_metric([-2 * torch.eye(2)]))
     >>> round(found.rate, 6), found.condition, found.metric.shape
     (1.0, 1.0, torch.Size([3, 3]))

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.linalg
 
-from stability.contraction_sdp import exponent_of
-from stability.contraction_search import speed, spread
+from stability.contraction.sdp import exponent_of
+from stability.contraction.search import speed, spread
 
 SCALES = 10.0 ** np.arange(-4.0, 5.0)  # s
 SHARES = (0.05, 0.5, 0.9)  # of the way between no contraction and the limit of the states left out

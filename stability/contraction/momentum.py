@@ -1,8 +1,8 @@
 """The closed loop of training with momentum, A_t of (e_t, f_t), its step limits, and its rates on quadratics.
 
 e_t is the divergence of two runs (or the residual of one on a quadratic), f_t = e_t − e_{t−1}. A_t is not symmetric: stable
-steps expand in the Euclidean norm and contract in another (``stability.contraction``). **Derived**, for squared loss, full
-batches and a momentum buffer that takes in the preconditioned gradient G⁻¹∇h.
+steps expand in the Euclidean norm and contract in another (``stability.contraction.metric``). **Derived**, for squared loss,
+full batches and a momentum buffer that takes in the preconditioned gradient G⁻¹∇h.
 """
 
 import math
@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stability.contraction_result import ContractionMetric
+from stability.contraction.result import ContractionMetric
 
 
 def momentum_matrices(
@@ -112,14 +112,14 @@ def momentum_metric(
     matrices A(λ) of its eigenvalues; A is affine in λ, x ↦ (A(λ)x)ᵀΘ(A(λ)x) convex in λ, so λ_min and λ_max over the run imply
     all between. Nothing need commute between steps, and the program has three unknowns whatever D. Nesterov's A_t splits so
     only where H_t and H_{t−1} commute. In either case the result is certified on the full A_t, as in
-    :func:`stability.contraction.contraction_metric`, which finds better rates where D is small: an H_t that hardly turns
-    allows each eigenvector its own Θ₂.
+    :func:`stability.contraction.metric.contraction_metric`, which finds better rates where D is small: an H_t that hardly
+    turns allows each eigenvector its own Θ₂.
 
     >>> found = momentum_metric([torch.diag(torch.tensor([0.2, 1.0], dtype=torch.float64))], lr=0.3, momentum=0.5)
     >>> found.feasible, found.metric.shape
     (True, torch.Size([4, 4]))
     """
-    from stability.contraction import certified_metric, contraction_metric
+    from stability.contraction.metric import certified_metric, contraction_metric
 
     matrices = momentum_matrices(kernels, lr, momentum, dampening, nesterov, first_step)
     H = torch.stack(list(kernels)).double() if not isinstance(kernels, Tensor) else kernels.double()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nt_kernel.spectra.certified import certified_lambda_max, certified_lambda_min
 from nt_kernel.spectra.directed import UNIT, gamma, next_up, round_up
-from stability.contraction_sdp import exponent_of, inequalities
+from stability.contraction.sdp import exponent_of, inequalities
 
 BACK_OFFS = 60  # each doubles the last: from a few roundings to anything
 

@@ -37,7 +37,7 @@ class Projection:
 class ContractionMetric:
     """Θ with I ⪯ Θ ⪯ χI and AᵀΘ + ΘA ⪯ −2λΘ (discrete AᵀΘA ⪯ ρ²Θ) at every sample, or why there is none.
 
-    Where ``feasible``, rate, condition and margin are those of ``stability.contraction_check``, not the solver's. Where not,
+    Where ``feasible``, rate, condition and margin are those of ``stability.contraction.check``, not the solver's. Where not,
     ``metric`` is None, ``gain`` inf, ``reason`` says why, and ``rate`` is the best that was found (no contraction, or nan).
     """
 
@@ -98,7 +98,7 @@ def metric_enclosure(errors: Tensor, closed_loop, metric: ContractionMetric) -> 
 
     Raises ValueError for a metric that is not feasible or not discrete, and for shapes that do not fit.
 
-    >>> from stability.contraction import contraction_metric
+    >>> from stability.contraction.metric import contraction_metric
     >>> A = torch.tensor([[0.5, 2.0], [0.0, 0.5]], dtype=torch.float64)
     >>> found = contraction_metric([A], kind="discrete", objective="gain")
     >>> e = torch.stack([torch.linalg.matrix_power(A, t) @ A.new_tensor([0.0, 1.0]) for t in range(20)])

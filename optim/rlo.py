@@ -1,0 +1,296 @@
+"""The Riemannian Lyapunov optimizers of Wang, Patil & Dixon (arXiv 2601.22284): ``RLO``, ``RLOLambda``, ``RLOLifted``."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from nt_kernel.errors import unknown_name
+from optim.retraction import EmbeddedManifold, embedded_manifold
+from optim.rlo_rules import BETAS, DIRECTIONS, EPS, SCALE, SHARED, SLOTS, Tensors, direction, lift, signal, unit_norm
+
+Eta = float | Callable[[int], float]
+TRANSPORTED = ("mean", "velocity")  # tangent vectors; Adam's square is none, it stays what it is entry by entry
+# Options that may be functions: the optimizer's own, never in a state_dict (which torch.load must read with weights_only).
+FUNCTIONS = ("direction", "manifold", "eta_schedule")
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What an observer of a step sees of one group, after the lift and before the move; nothing here may be written to."""
+
+    params: Tensors  # θ, before the move
+    velocities: Tensors  # v = (1 − η)v' + ηd
+    targets: Tensors  # d
+    eta: float
+    lr: float
+    manifold: EmbeddedManifold
+
+
+class RLO(torch.optim.Optimizer):
+    r"""u ← Ψ(y, ĝ), d = Φ(u), v ← (1 − η)v + ηd, θ ← R_θ(lr·v), v ← P_θ v: the velocity is pulled towards the graph v = d.
+
+    In this order: ĝ = P_θ(p.grad); the memory moves on; d = P_θ Φ(u); with ``normalize`` d ← d/‖d‖ over all parameters; lift;
+    θ ← (1 − lr·weight_decay)·θ; θ ← R_θ(lr·v); v and the memory's mean are projected onto the new tangent space. v starts at
+    0. With the constant η = 1, v = d and no velocity is kept (RLO-Λ). Without curvature P is the identity, R_θ(u) = θ + u.
+
+    Parameters
+    ----------
+    lr: step size in units of the direction ("tanh", "sign": the most an entry moves; ``normalize``: the length of a step).
+    eta: η ∈ (0, 1], or a function of the number of steps the group has taken, t = 0, 1, …
+    memory: Ψ, "gradient", "ema", "lion", "adam", with ``betas`` and ``eps``; formulas in :mod:`optim.rlo_rules`.
+    direction: Φ, "identity", "tanh" (of u/``scale``), "sign", "normalized", or a function u → d of one tensor, minus included.
+    normalize: one norm over the parameters of all groups that ask for it. weight_decay: decoupled (arXiv 1711.05101).
+    manifold: "euclidean", "sphere" (rows of norm 1), "stiefel" (orthonormal columns, rows of a wide matrix), or an
+        :class:`optim.retraction.EmbeddedManifold`; every parameter of the group is a point of it.
+
+    All are options of param groups; ``group["eta"]`` and ``group["lr"]`` may be set between steps. Functions are not saved by
+    ``state_dict``: a loading optimizer keeps its own. Special cases, held against the originals in the tests:
+
+    - SGD: memory="gradient", direction="identity", eta=1; with η < 1 it is SGD with momentum 1 − η and learning rate lr·η.
+    - AdamW: memory="adam", direction="identity", eta=1. Lion (arXiv 2302.06675): memory="lion", direction="sign", eta=1.
+
+    Raises ValueError/TypeError at construction for options out of range, unknown names, parameters off their manifold, a
+    weight decay on the sphere or the Stiefel manifold (θ is normal there, its tangent part is 0); in ``step``, before
+    anything moves, for an η outside (0, 1], sparse gradients and a direction of the wrong shape.
+
+    >>> w = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> opt = RLO([w], lr=0.5, eta=0.5, memory="gradient", direction="sign")
+    >>> for _ in range(2):
+    ...     opt.zero_grad()
+    ...     (0.5 * w.square()).sum().backward()
+    ...     opt.step()  # v = −½, then −¾
+    >>> w.item()
+    1.375
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        *,
+        eta: Eta = 0.1,
+        memory: str = "ema",
+        direction: str | Callable[[Tensor], Tensor] = "tanh",
+        betas: tuple[float, float] | None = None,
+        scale: float = SCALE,
+        eps: float = EPS,
+        normalize: bool = False,
+        weight_decay: float = 0.0,
+        manifold: str | EmbeddedManifold = "euclidean",
+    ):
+        options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        self.observers: list[Callable[[list[Lifted]], None]] = []
+        checked_options({**options, "betas": betas or BETAS.get(memory, (0.0, 0.0))})
+        super().__init__(params, options)
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As in torch; a group that is refused is not added."""
+        options = {**self.defaults, **param_group}
+        options["betas"] = options["betas"] or BETAS.get(options["memory"])
+        options = checked_options(options)
+        params = param_group["params"]
+        if not isinstance(params, Tensor | set):  # a set has no order: torch says so
+            params = list(params)
+        check_params([params] if isinstance(params, Tensor) else params, options)
+        super().add_param_group({**options, "params": params})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """One step; ``closure`` re-evaluates the loss as for any torch optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moving = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        moving = [(group, params) for group, params in moving if params]
+        etas = [checked_eta(group) for group, _ in moving]
+        if any(p.grad.is_sparse for _, params in moving for p in params):
+            raise ValueError("RLO takes dense gradients, got a sparse one; write sparse=False where the layer is made")
+
+        targets = self._all_targets(moving)
+        together = [d for (group, _), ds in zip(moving, targets, strict=True) if group["normalize"] for d in ds]
+        if together:
+            unit_norm(together)
+        seen = []
+        for (group, params), ds, eta in zip(moving, targets, etas, strict=True):
+            velocities = ds
+            if group["lifted"]:
+                velocities = self._slot("velocity", params)
+                lift(velocities, ds, eta)
+            group["eta"], group["steps"] = eta, group["steps"] + 1
+            seen.append(Lifted(params, velocities, ds, eta, group["lr"], embedded_manifold(group["manifold"])))
+        for observer in self.observers:
+            observer(seen)
+        for (group, _), one in zip(moving, seen, strict=True):
+            self._move(one, group["weight_decay"])
+        return loss
+
+    def _all_targets(self, moving: list[tuple[dict, Tensors]]) -> list[Tensors]:
+        if not any(callable(group["direction"]) for group, _ in moving):
+            return [self._targets(group, params) for group, params in moving]
+        held = {p: _copied(self.state[p]) for _, params in moving for p in params}
+        try:
+            return [self._targets(group, params) for group, params in moving]
+        except BaseException:  # the user's function failed: as if there had been no step
+            for p, state in held.items():
+                self.state[p] = state
+            raise
+
+    def _targets(self, group: dict, params: Tensors) -> Tensors:
+        """d of one group, each in the tangent space at its parameter; the memory moves on."""
+        curved = group["manifold"] != "euclidean"
+        P = embedded_manifold(group["manifold"]).tangent
+        gradients = [P(p, p.grad) if curved else p.grad for p in params]
+        steps = []
+        for p in params:
+            state = self.state[p]
+            state["step"] = state.get("step", 0) + 1
+            steps.append(state["step"])
+        slots = {name: self._slot(name, params) for name in SLOTS[group["memory"]]}
+        u = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"])
+        ds = direction(group["direction"], u, group["scale"], overwrite=group["memory"] not in SHARED)
+        return [P(p, d) for p, d in zip(params, ds, strict=True)] if curved else ds
+
+    def _slot(self, name: str, params: Tensors) -> Tensors:
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return [self.state[p][name] for p in params]
+
+    def _move(self, one: Lifted, weight_decay: float) -> None:
+        if weight_decay:
+            torch._foreach_mul_(one.params, 1 - one.lr * weight_decay)
+        if one.manifold.name == "euclidean":
+            torch._foreach_add_(one.params, one.velocities, alpha=one.lr)
+            return
+        for p, v in zip(one.params, one.velocities, strict=True):
+            p.copy_(one.manifold.retract(p, one.lr * v))
+            for name in TRANSPORTED:
+                if name in self.state[p]:
+                    self.state[p][name].copy_(one.manifold.tangent(p, self.state[p][name]))
+
+    def state_dict(self) -> dict:
+        """As in torch, without the options that are functions."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            for name in FUNCTIONS:
+                if not isinstance(group[name], str | None):
+                    del group[name]
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As in torch; options that ``state_dict`` left out, being functions, stay those of this optimizer."""
+        saved = state_dict["param_groups"]
+        if len(saved) == len(self.param_groups):
+            own = [{name: group[name] for name in FUNCTIONS} for group in self.param_groups]
+            saved = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
+        super().load_state_dict({**state_dict, "param_groups": saved})
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.setdefault("observers", [])  # not copied or pickled: they watch the original
+        super().__setstate__(state)
+
+
+class RLOLambda(RLO):
+    """RLO-Λ: v = d at every step, no velocity is kept (:class:`RLO` with η = 1).
+
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> opt = RLOLambda([w], lr=1.0, memory="gradient", direction="identity", normalize=True)
+    >>> w.square().sum().backward()
+    >>> opt.step()
+    >>> w
+    Parameter containing:
+    tensor([2.4000, 3.2000], requires_grad=True)
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, **options):
+        if "eta" in options:
+            raise TypeError("RLOLambda has no eta (it is 1); RLOLifted has one")
+        super().__init__(params, lr, eta=1.0, **options)
+
+
+class RLOLifted(RLO):
+    """RLO-Lifted: a velocity of its own, lifted by η < 1 or by a schedule (:class:`RLO`).
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> opt = RLOLifted([w], lr=1.0, eta=lambda t: 1 / (t + 1), memory="gradient", direction="identity")
+    >>> w.sum().backward()
+    >>> opt.step()
+    >>> opt.state[w]["velocity"]
+    tensor([-1.])
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, *, eta: Eta = 0.1, **options):
+        if not callable(eta) and eta == 1:
+            raise ValueError("RLOLifted needs an eta below 1, or a schedule; with eta=1 it is RLOLambda")
+        super().__init__(params, lr, eta=eta, **options)
+
+
+def checked_options(options: dict) -> dict:
+    """The options of a group with what follows from them: ``eta`` a number, ``eta_schedule``, ``lifted``, ``steps``."""
+    for name, most in (("lr", math.inf), ("eps", math.inf), ("scale", math.inf), ("weight_decay", math.inf)):
+        _in_range(name, options[name], most, open_below=name == "scale")
+    if options["memory"] not in BETAS:
+        raise ValueError(unknown_name("memory", options["memory"], BETAS))
+    phi = options["direction"]
+    if not callable(phi) and phi not in DIRECTIONS:
+        raise ValueError(unknown_name("direction", phi, DIRECTIONS))
+    if not isinstance(options["betas"], tuple | list) or len(options["betas"]) != 2:
+        raise TypeError(f"betas must be a pair (β₁, β₂), got {options['betas']!r}")
+    for i, beta in enumerate(options["betas"]):
+        _in_range(f"betas[{i}]", beta, 1)
+    if not isinstance(options["normalize"], bool):
+        raise TypeError(f"normalize must be True or False, got {options['normalize']!r}")
+    name = embedded_manifold(options["manifold"]).name
+    if name != "euclidean" and options["weight_decay"]:
+        raise ValueError(
+            f"weight_decay={options['weight_decay']!r} on the manifold {name!r}: θ is normal to it there, so nothing would "
+            "decay; give these parameters a group with weight_decay=0"
+        )
+    eta = options["eta"]
+    schedule = eta if callable(eta) else options.get("eta_schedule")
+    first = checked_eta({"eta": eta, "eta_schedule": schedule, "lifted": True, "steps": 0})
+    lifted = schedule is not None or first != 1
+    return {**options, "eta": first, "eta_schedule": schedule, "lifted": lifted, "steps": options.get("steps", 0)}
+
+
+def checked_eta(group: dict) -> float:
+    """η of the group's next step; ValueError outside (0, 1], or below 1 where no velocity is kept."""
+    eta = group["eta_schedule"](group["steps"]) if group["eta_schedule"] else group["eta"]
+    if isinstance(eta, bool) or not isinstance(eta, Real):
+        raise TypeError(f"eta must be a number in (0, 1] or a function of the step that returns one, got {eta!r}")
+    if not 0 < eta <= 1:
+        where = f" of its schedule at step {group['steps']}" if group["eta_schedule"] else ""
+        raise ValueError(f"eta must be in (0, 1], got {eta!r}{where}")
+    if eta != 1 and not group["lifted"]:
+        raise ValueError(f"eta={eta!r}, but this group was made with eta=1 and keeps no velocity; use RLOLifted")
+    return float(eta)
+
+
+def check_params(params: list, options: dict) -> None:
+    """Raise unless every parameter is real floating point and on the manifold (what is no tensor is torch's to refuse)."""
+    manifold = embedded_manifold(options["manifold"])
+    for i, p in enumerate(p[1] if isinstance(p, tuple) else p for p in params):
+        if not isinstance(p, Tensor):
+            continue
+        if not p.is_floating_point():
+            raise TypeError(f"RLO moves real floating-point parameters; parameter {i} of the group is {p.dtype}")
+        with torch.no_grad():
+            manifold.check(p, f"parameter {i} of the group")
+
+
+def _copied(state: dict) -> dict:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def _in_range(name: str, value, most: float, open_below: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (value > 0 if open_below else value >= 0) or not value < most:
+        raise ValueError(
+            f"{name} must be in {'(' if open_below else '['}0, {'∞' if most == math.inf else most}), got {value!r}"
+        )

@@ -1,0 +1,280 @@
+"""A run on S with its twins predicted beside it, step by step: ``TwinPredictor`` follows any loop of full-batch steps."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nt_kernel.capture.observe import run_model
+from nt_kernel.capture.probe import split_state
+from nt_kernel.errors import NumericalError, unknown_name
+from nt_kernel.factors import layer_factors
+from nt_kernel.mass import Mass
+from nt_kernel.metric.layer_metric import model_mass, push_through, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
+from optim.step_limit import auto_lr, check_lr, checked_rate
+from stability.prediction.blocks import SharedBlock
+from stability.prediction.budget import MEMORY_LIMIT, candidates_at_once
+from stability.prediction.loss import OutputGradient, output_gradient
+from stability.prediction.states import Data, Divergence, OutputState, ParameterState, RunOutputs, View
+from stability.replacement import Replacement, check_data
+
+METHODS = ("kernel-path", "parameter-path", "cg")
+CG_TOLERANCE, CG_STEPS = 1e-12, 200  # of method "cg"
+STRAYED = 1e-3  # a step that far from −lr·G⁻¹∇h, relative, is another optimizer's
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted of R twins; n samples, p outputs, Q held-out points.
+
+    ``pairs``: one dict per candidate, in the names of ``TwinResult.pairs``: "replaced" (k); suprema over the run of the
+    divergence ``predicted_sup`` (largest |e_i| over S), ``predicted_l2``, ``predicted_replaced`` (i = k), ``predicted_others``
+    (i ≠ k), ``predicted_heldout``; the same at the end, ``final_sup`` and so on.
+    """
+
+    pairs: list[dict]
+    outputs: Tensor  # of the twins on the inputs of S at the end, [R, n, p]
+    own_outputs: Tensor  # at their own z, [R, p]
+    held_out_outputs: Tensor | None  # [R, Q, p]
+    run_outputs: Tensor  # of the run on S, on S, [n, p]
+    run_own_outputs: Tensor  # at the z of each candidate, [R, p]
+    run_held_out_outputs: Tensor | None  # [Q, p]
+    method: str
+
+    def column(self, name: str) -> Tensor:
+        """One entry of every pair, [R], float64."""
+        return torch.tensor([pair[name] for pair in self.pairs], dtype=torch.float64)
+
+
+class TwinPredictor:
+    """The same beside a training loop of one's own: call :meth:`advance` before every step of ``model``.
+
+    The run has to take full-batch steps θ ← θ − lr·G⁻¹∇h with the options given here (``optim.Woodbury`` does).
+
+    >>> from optim import Woodbury
+    >>> model = nn.Linear(2, 1).double()
+    >>> x, a = torch.eye(2, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    >>> z = Replacement(0, torch.ones(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    >>> predictor, opt = TwinPredictor(model, x, a, [z]), Woodbury(model, lr=0.1)
+    >>> for _ in range(20):
+    ...     _ = predictor.advance(lr=0.1)
+    ...     opt.zero_grad()
+    ...     (0.5 * (model(x) - a).square().sum(1).mean()).backward()
+    ...     _ = opt.step()
+    >>> len(predictor.result().pairs)
+    1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        targets: Tensor,
+        candidates: Sequence[Replacement],
+        *,
+        mass: Mass = 1.0,
+        output_metric: "str | OutputMetric | Callable" = "identity",
+        scale: str = "mean",
+        blocks: str = "layer",
+        loss: "str | OutputGradient" = "squared",
+        held_out: Tensor | None = None,
+        method: str = "parameter-path",
+        cg_steps: int = 2,
+        memory_limit: int | None = None,
+    ):
+        _check(model, x, targets, candidates, held_out, method, cg_steps)
+        self.model, self.method, self.blocks = model, method, blocks
+        self.squared, self.gradient = loss == "squared", output_gradient(loss)
+        self.c = scale_factor(scale, len(x))
+        self.scale, self.metric = scale, resolve_output_metric(output_metric)
+        if not self.metric.pointwise:
+            raise ValueError(
+                f"output_metric {self.metric.name!r} belongs to the samples it was made for (their targets or draws), and "
+                "twins put another sample in place of one of them; take a metric that is a function of the outputs alone"
+            )
+        with torch.no_grad():
+            y, factors = layer_factors(model, x)
+        if y.shape[-1] != targets.shape[1]:
+            raise ValueError(
+                f"the model gives {y.shape[-1]} outputs, targets have {targets.shape[1]}; "
+                f"expected targets [n, {y.shape[-1]}]"
+            )
+        self.mass = model_mass(factors, mass)
+        self.block_count = len(resolve_blocks(factors, blocks))
+        self.data, self._order = _sorted_data(x, targets, candidates, held_out)
+        steps, tolerance = (CG_STEPS, CG_TOLERANCE) if method == "cg" else (cg_steps, 0.0)
+        params, _ = split_state(model)
+        self.state = (
+            OutputState(self.data, y)
+            if method == "kernel-path"
+            else ParameterState(self.data, params, self.c, steps, tolerance)
+        )
+        Q = 0 if held_out is None else len(held_out)
+        self._group = candidates_at_once(
+            resolve_blocks(factors, blocks), self.mass, (len(x), len(candidates), Q, y.shape[-1]), y,
+            in_parameters=method != "kernel-path", limit=MEMORY_LIMIT if memory_limit is None else memory_limit,
+        )  # fmt: skip
+        self._largest: dict[str, Tensor] = {}
+        self._left, self._expected = {}, {}
+        self._step, self._blocks = 0, {}
+
+    def auto_lr(self) -> float:
+        """1/N, for N metric blocks (scale "mean", M = I, squared loss)."""
+        if not self.squared or self.metric.factor(self.data.targets) is not None:
+            raise ValueError(
+                f'lr="auto" rests on λ_max(H) ≤ N, which needs M = I under squared loss; with output_metric='
+                f"{self.metric.name!r} write a number"
+            )
+        return auto_lr(self.block_count, self.scale)
+
+    @property
+    def kernel(self) -> Tensor:
+        """H of the S run where :meth:`advance` last looked, [np, np]."""
+        return kernel_of(self._blocks, len(self.data.x))
+
+    @torch.no_grad()
+    def advance(self, lr: float) -> dict[str, Tensor]:
+        """Look at the run where it is, and take every twin one step of size ``lr`` further; call it before the run's own.
+
+        Returns the direction G⁻¹∇h of the S run by parameter name. Raises ValueError where the last step was not along it.
+        """
+        check_lr(lr)
+        params, fixed = split_state(self.model)
+        self._check_path(params)
+        self._blocks = {}  # those of the last step go before new ones are made
+        view = self._view(float(lr))
+        for rows, z in self._groups():
+            y_z, z_factors = layer_factors(self.model, self.data.z_x[z])
+            own = self.data.z[rows] - z.start
+            e, seen = self._look(rows, fixed, RunOutputs(view.y, y_z[own], view.y_Q))
+            self.state.advance(rows, view, e, seen, resolve_blocks(z_factors, self.blocks), own)
+        self._blocks = view.blocks
+        direction = {name: g / len(view.y) for name, g in view.direction.items()}
+        self._left = {name: p.clone() for name, p in params.items()}
+        self._expected = {name: p - float(lr) * direction[name] for name, p in params.items()}
+        self._step += 1
+        return direction
+
+    @torch.no_grad()
+    def look(self) -> tuple[Divergence, RunOutputs]:
+        """y' − y of all candidates where the run is now, in their order, and the run's own outputs y, z for z."""
+        params, fixed = split_state(self.model)
+        self._check_path(params)
+        data, state, back = self.data, {**params, **fixed}, torch.argsort(self._order)
+        y, y_z = run_model(self.model, state, data.x), run_model(self.model, state, data.z_x)[data.z]
+        y_Q = None if data.held_out is None else run_model(self.model, state, data.held_out)
+        seen = [self._look(rows, fixed, RunOutputs(y, y_z[rows], y_Q))[0] for rows, _ in self._groups()]
+        Q = None if y_Q is None else torch.cat([e.held_out for e in seen])[back]
+        e = Divergence(torch.cat([e.S for e in seen])[back], torch.cat([e.z for e in seen])[back], Q)
+        return e, RunOutputs(y, y_z[back], y_Q)
+
+    def result(self) -> Prediction:
+        """The predictions up to where the run is now."""
+        e, run = self.look()
+        back = torch.argsort(self._order)
+        k = self.data.k[back]
+        columns = {f"predicted_{name}": value[back] for name, value in self._largest.items()}
+        columns |= {f"final_{name}": value for name, value in divergence_norms(e, k).items()}
+        columns = {name: value.double().cpu().tolist() for name, value in columns.items()}
+        pairs = [
+            {"candidate": j, "replaced": index} | {name: values[j] for name, values in columns.items()}
+            for j, index in enumerate(k.tolist())
+        ]
+        held_out = None if e.held_out is None else run.held_out + e.held_out
+        return Prediction(pairs, run.S + e.S, run.z + e.z[:, 0], held_out, run.S, run.z, run.held_out, self.method)
+
+    def _groups(self) -> Iterator[tuple[slice, slice]]:
+        """Candidates that go together, and the rows of ``z_x`` they need."""
+        for start in range(0, len(self.data.k), self._group):
+            rows = slice(start, min(start + self._group, len(self.data.k)))
+            own = self.data.z[rows]
+            yield rows, slice(int(own[0]), int(own[-1]) + 1)
+
+    def _look(self, rows: slice, fixed, run: RunOutputs):
+        """The divergence of the candidates ``rows``, taken into the suprema, and what their next step needs."""
+        e, seen = self.state.look(rows, self.model, fixed, self.mass, run)
+        for name, value in divergence_norms(e, self.data.k[rows]).items():
+            if not bool(torch.isfinite(value).all()):
+                raise NumericalError("the predicted divergence is not finite", where=f"step {self._step}")
+            largest = self._largest.setdefault(name, value.new_zeros(len(self.data.k)))
+            largest[rows] = torch.maximum(largest[rows], value)
+        return e, seen
+
+    def _view(self, lr: float) -> View:
+        data, where = self.data, f"step {self._step}: "
+        y, factors = layer_factors(self.model, data.x)
+        y_Q, seen = (None, {}) if data.held_out is None else layer_factors(self.model, data.held_out)
+        held_out = resolve_blocks(seen, self.blocks) if seen else {}
+        blocks = {
+            name: SharedBlock(f, held_out.get(name), len(y), self.mass, self.c, self.metric, y, where)
+            for name, f in resolve_blocks(factors, self.blocks).items()
+        }
+        if self.squared:
+            self._check_step(lr, y, blocks, where)
+        r = self.gradient(y, data.targets)
+        duals = {name: block.dual_of_run(r) for name, block in blocks.items()}
+        direction: dict[str, Tensor] = {}
+        for name, block in blocks.items():
+            direction |= push_through(block.factor, duals[name], self.mass)
+        return View(self.metric, self.gradient, lr / len(y), y, y_Q, blocks, duals, direction)
+
+    def _check_step(self, lr: float, y: Tensor, blocks: Mapping[str, SharedBlock], where: str) -> None:
+        bound = rate_limit(self.block_count, len(y), self.c, self.metric, y)
+        checked_rate(lr, bound, lambda: kernel_of(blocks, len(y)), where.rstrip(": "))
+
+    def _check_path(self, params: Mapping[str, Tensor]) -> None:
+        """The predictions hold for the run that was announced: θ_{t+1} = θ_t − lr·G⁻¹∇h."""
+        if not self._expected:
+            return
+        gap = sum((params[name] - to).square().sum() for name, to in self._expected.items()).sqrt()
+        size = sum((self._left[name] - to).square().sum() for name, to in self._expected.items()).sqrt()
+        rounding = sum(p.square().sum() for p in params.values()).sqrt() * torch.finfo(gap.dtype).eps
+        if not bool(gap <= STRAYED * size + rounding):
+            raise ValueError(
+                f"the step after advance() number {self._step} was not −lr·G⁻¹∇h: off by {(gap / size).item():.2g} of its "
+                "length; twins are predicted along full-batch metric steps with the options of TwinPredictor only"
+            )
+
+
+def kernel_of(blocks: Mapping[str, SharedBlock], n: int) -> Tensor:
+    """H of the S run on S, [np, np]."""
+    return sum(b.inner.expand(b.inner.self_kernel()) for b in blocks.values()) / n
+
+
+def divergence_norms(e: Divergence, k: Tensor) -> dict[str, Tensor]:
+    """|e_i| at the points of S: "sup", "l2", "replaced" (i = k), "others" (i ≠ k; 0 for n = 1), and "heldout", each [R]."""
+    norms = e.S.norm(dim=-1)  # [R, n]
+    own = torch.zeros_like(norms, dtype=torch.bool)
+    own[torch.arange(len(k), device=k.device), k] = True
+    found = {
+        "sup": norms.amax(-1),
+        "l2": e.S.flatten(1).norm(dim=-1),
+        "replaced": norms[own],
+        "others": norms.masked_fill(own, 0).amax(-1),
+    }
+    return found if e.held_out is None else found | {"heldout": e.held_out.norm(dim=-1).amax(-1)}
+
+
+def _sorted_data(x: Tensor, targets: Tensor, candidates: Sequence[Replacement], held_out) -> tuple[Data, Tensor]:
+    """The data with equal z together, and the place each sorted candidate came from."""
+    every = torch.stack([z.x for z in candidates])
+    z_x, z = torch.unique(every, dim=0, return_inverse=True)
+    order = torch.argsort(z, stable=True)
+    k = torch.tensor([c.index for c in candidates], device=x.device)
+    z_targets = torch.stack([c.target for c in candidates])[:, None]
+    return Data(x, targets, k[order], z[order], z_x, z_targets[order], held_out), order
+
+
+def _check(model, x, targets, candidates, held_out, method, cg_steps) -> None:
+    check_data(x, targets, candidates, held_out)
+    if method not in METHODS:
+        raise ValueError(unknown_name("method", method, METHODS))
+    if isinstance(cg_steps, bool) or not isinstance(cg_steps, int) or cg_steps < 0:
+        raise ValueError(f"cg_steps must be an int >= 0, got {cg_steps!r}")
+    parameter = next(iter(model.parameters()), None)
+    if parameter is not None and (parameter.dtype, parameter.device) != (x.dtype, x.device):
+        raise TypeError(
+            f"the model is {parameter.dtype} on {parameter.device}, x is {x.dtype} on {x.device}; move one to the other"
+        )
