@@ -1,12 +1,13 @@
 """One estimate for every replacement, from one run: what all candidates inject, in one ellipsoid, and T5 with it.
 
-**Derived.** Along the predicted divergences e_j (``stability.prediction.predict``) a candidate injects w_j =
-e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI), q = max_j w_jᵀ(Σ
-wwᵀ + εI)⁻¹w_j; the recursion of T5 (``stability.enclosures``) takes Q for wwᵀ and tr Q for ‖w‖². It encloses every
-predicted twin; for the trained ones, and for candidates that were not among these, it is an *estimate*, whose
-coverage has to be measured.  With the injections at e = 0 instead (the twin's first step from θ_t of the S run) it
-does not cover: a twin no longer trains on x_k, so its own A' leaves e_k alone where A_t pulls it back, and (A' −
-A_t)e is as large as what is injected.
+**Derived.** Along the predicted divergences e_j (``stability.prediction.predict``) a candidate injects
+w_j = e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI) with
+q = max_j w_jᵀ(Σ wwᵀ + εI)⁻¹w_j; the recursion of T5 (``stability.enclosures``) takes Q for wwᵀ and tr Q for ‖w‖². It
+encloses every predicted twin; for the trained ones, and for candidates that were not among these, it is an *estimate*,
+whose coverage has to be measured.
+
+With the injections at e = 0 instead (the twin's first step from θ_t of the S run) it does not cover: a twin no longer
+trains on x_k, so its own A' leaves e_k alone where A_t pulls it back, and (A' − A_t)e is as large as what is injected.
 """
 
 from collections.abc import Callable, Sequence
