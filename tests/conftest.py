@@ -12,6 +12,10 @@ settings.load_profile("house")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def pytest_runtest_setup(item):
+    torch.manual_seed(0)  # the same numbers in whatever order, on whatever worker, a test runs
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 def device(request) -> str:
     return request.param

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch  # noqa: F401 (the examples use it)
 from torch import Tensor
 
 from nt_kernel.capture.structures import Structure

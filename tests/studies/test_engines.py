@@ -129,7 +129,11 @@ def test_threads_are_limited_and_restored():
     before = torch.get_num_threads(), threadpool_info()
     with thread_limit(3):
         assert torch.get_num_threads() == 3
-        assert {pool["num_threads"] for pool in threadpool_info()} == {3}
+        # other libraries that happen to be loaded may be built for one thread (the OpenBLAS of a cone solver is)
+        ours = [
+            pool for pool in threadpool_info() if any(name in pool["filepath"] for name in ("torch", "numpy", "scipy"))
+        ]
+        assert {pool["num_threads"] for pool in ours} == {3}
     assert (torch.get_num_threads(), threadpool_info()) == before
 
 
