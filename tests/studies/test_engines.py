@@ -123,6 +123,7 @@ def alive(pid):
 
 
 def test_threads_are_limited_and_restored():
+    import scipy.linalg  # noqa: F401 (a pool that would else appear inside)
     import torch
     from threadpoolctl import threadpool_info
 
