@@ -36,7 +36,7 @@ lint: $(READY) ## style and import order
 peers: $(READY) ## nngeometry, curvlinops and backpack, against which the tests then compare too (nothing of theirs replaces torch)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers/torch.txt
 
-bench: $(READY) ## time, memory and growth against peers, into benchmarks/results/ (about 25 minutes)
+bench: $(READY) ## time, memory and growth against peers, into benchmarks/results/ (over an hour)
 	$(BIN)/python -m benchmarks.peers.install
 	$(BIN)/python -W ignore -m benchmarks
 
