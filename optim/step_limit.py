@@ -43,8 +43,18 @@ def largest_product(update: Update) -> float:
     >>> largest_product(Update(0.1)), largest_product(Update(0.1, 0.5)), largest_product(Update(0.1, 0.5, nesterov=True))
     (2.0, 3.0, 1.5)
     """
-    b = update.momentum
-    return 2 * (1 + b) / ((1 + 2 * b) if update.nesterov else (1 - update.dampening if b else 1))
+    b = update.momentum  # without momentum torch's SGD has no buffer to dampen
+    return product_limit(b, update.dampening if b else 0.0, update.nesterov)
+
+
+def product_limit(momentum: float, dampening: float, nesterov: bool) -> float:
+    """The x for which lr·λ_max < x contracts: 2(1 + b)/(1 − dampening), Nesterov 2(1 + b)/(1 + 2b); ∞ at dampening 1.
+
+    >>> product_limit(0.5, 0.25, False), product_limit(0.5, 0.0, True)
+    (4.0, 1.5)
+    """
+    room = 1 + 2 * momentum if nesterov else 1 - dampening
+    return 2 * (1 + momentum) / room if room else float("inf")
 
 
 def round_down(value: float) -> float:

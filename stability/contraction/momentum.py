@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from optim.step_limit import product_limit
 from stability.contraction.result import ContractionMetric
 
 
@@ -68,9 +69,7 @@ def momentum_step_limit(momentum: float, dampening: float = 0.0, nesterov: bool 
     (3.8, 1.3571)
     """
     _check(1.0, momentum, dampening, nesterov)
-    if nesterov:
-        return 2 * (1 + momentum) / (1 + 2 * momentum)
-    return 2 * (1 + momentum) / (1 - dampening) if dampening < 1 else math.inf
+    return product_limit(momentum, dampening, nesterov)
 
 
 def momentum_rate(

@@ -91,11 +91,6 @@ def take_columns(matrix: Tensor, k: Tensor, b: int) -> Tensor:
     return matrix.unflatten(-1, (-1, b))[:, k].transpose(0, 1)
 
 
-def take_block(x: Tensor, k: Tensor, b: int) -> Tensor:
-    """Block k of the rows of every candidate's x [R, n·b, m], [R, b, m]."""
-    return x.unflatten(-2, (-1, b))[torch.arange(len(k), device=x.device), k]
-
-
 def without_block(x: Tensor, k: Tensor, b: int) -> Tensor:
     """x [R, n·b, m] with zeros at block k.
 
