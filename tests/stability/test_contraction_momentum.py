@@ -172,7 +172,7 @@ def test_the_enclosure_in_a_metric_where_that_of_the_euclidean_norm_explodes():
 @pytest.fixture(scope="module")
 def digits():
     from studies import Study
-    from studies.data import draw
+    from studies.data.subsets import draw
 
     study = Study.from_toml("digits", ["n=6", "mass=1", "width=16"])
     return draw(study, study.points()[0])

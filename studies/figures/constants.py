@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figure_bounds import masses_of
-from studies.figure_style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
-from studies.findings import ratio
+from studies.figures.bounds import masses_of
+from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.findings.numbers import ratio
 
 if TYPE_CHECKING:
     import pandas as pd

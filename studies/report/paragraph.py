@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.exponents import Exponent, fit_exponent, signed
-from studies.figure_style import number
-from studies.findings import (
+from studies.figures.style import number
+from studies.figures.wording import few, listed, mass_words, of_all, pairs, plural, span
+from studies.findings.exponents import Exponent, fit_exponent, signed
+from studies.findings.numbers import (
     MARGIN,
     SLACK,
     broken,
@@ -19,13 +20,12 @@ from studies.findings import (
     ratio,
     spread_of,
 )
-from studies.paragraph_confinement import about_confinement, confinement_clause
-from studies.wording import few, listed, mass_words, of_all, pairs, plural, span
+from studies.report.paragraph_confinement import about_confinement, confinement_clause
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.frames import Frames
+    from studies.results.frames import Frames
 
 
 def headline(frames: Frames) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.confinement import PLACES, by_place, equal_loss
-from studies.figure_lines import LINES, drawn_lines, label_lines, legend_of_kinds
-from studies.figure_style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, series_style, styled
+from studies.figures.lines import LINES, drawn_lines, label_lines, legend_of_kinds
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, series_style, styled
+from studies.findings.confinement import PLACES, by_place, equal_loss
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def ratios_figure(summary: pd.DataFrame, n: int | None = None) -> Figure:
 def draw_place(ax: Axes, table: pd.DataFrame) -> Axes:
     """Divergence at one place against mass, a line per n, bars from the smallest to the largest pair.
 
-    `table`: rows of one place from `studies.confinement.by_place`.
+    `table`: rows of one place from `studies.findings.confinement.by_place`.
     """
     ns = sorted(table["n"].unique())
     for position, n in enumerate(ns):

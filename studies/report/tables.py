@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.exponents import Exponent
-from studies.figure_bounds import EXPONENTS, NAMES
-from studies.figure_lines import KINDS, LINES
-from studies.figure_style import number
-from studies.findings import exponents, ratio
+from studies.figures.bounds import EXPONENTS, NAMES
+from studies.figures.lines import KINDS, LINES
+from studies.figures.style import number
+from studies.findings.exponents import Exponent
+from studies.findings.numbers import exponents, ratio
 
 if TYPE_CHECKING:
     import pandas as pd

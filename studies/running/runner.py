@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studies import store
-from studies.config import Point, Study
+from studies.definition.config import Point, Study
+from studies.results import store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.frames import Frames
+    from studies.results.frames import Frames
 
 
 def run_study(
@@ -29,9 +29,9 @@ def run_study(
     at once.
     """
     from optim.step_limit import StepTooLargeError
-    from studies.data import check_enough_rows
-    from studies.engines import WorkerLost, run_tasks
-    from studies.provenance import provenance
+    from studies.data.subsets import check_enough_rows
+    from studies.results.provenance import provenance
+    from studies.running.engines import WorkerLost, run_tasks
 
     out = Path(out)
     check_device(study)
@@ -98,8 +98,8 @@ def _failure(study: Study, failures: Mapping[Point, Exception], ending: str) -> 
 def run_point(study: Study, point: Point) -> dict[str, "pd.DataFrame"]:
     """Train one point's twins and lay the results out as the four tables of a results folder."""
     import stability
-    from studies.data import draw
-    from studies.tables import as_tables
+    from studies.data.subsets import draw
+    from studies.kinds.twins_tables import as_tables
 
     drawn = draw(study, point)
     replacements = [

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from nt_kernel.errors import NumericalError
-from studies.config import Point
-from studies.data import Draw
+from studies.data.subsets import Draw
+from studies.definition.config import Point
 
 
 def as_tables(point: Point, drawn: Draw, result) -> dict[str, pd.DataFrame]:

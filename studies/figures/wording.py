@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from studies.figure_style import number
-from studies.findings import Range
+from studies.figures.style import number
+from studies.findings.numbers import Range
 
 
 def span(values: Range) -> str:

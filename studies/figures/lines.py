@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figure_style import styled
+from studies.figures.style import styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

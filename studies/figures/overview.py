@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studies.confinement import equal_loss
-from studies.figure_bounds import bounds_figure, draw_bounds_vs_n, draw_exponents
-from studies.figure_confinement import (
+from studies.figures.bounds import bounds_figure, draw_bounds_vs_n, draw_exponents
+from studies.figures.confinement import (
     NO_BOUND,
     confinement_figure,
     draw_held_out,
@@ -21,16 +20,17 @@ from studies.figure_confinement import (
     draw_ratios,
     ratios_figure,
 )
-from studies.figure_constants import constants_figure, draw_constant
-from studies.figure_lines import KINDS, LINES
-from studies.figure_style import COLUMN, PAGE, STYLE, new_figure, number, save_figure
-from studies.figure_training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
-from studies.wording import plural
+from studies.figures.constants import constants_figure, draw_constant
+from studies.figures.lines import KINDS, LINES
+from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, number, save_figure
+from studies.figures.training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
+from studies.figures.wording import plural
+from studies.findings.confinement import equal_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from studies.frames import Frames
+    from studies.results.frames import Frames
 
 __all__ = [
     "COLUMN",

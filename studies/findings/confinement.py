@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.frames import PAIR
+from studies.results.frames import PAIR
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Full path → type of every key, tables resolved.
 
-    >>> from studies.config import Data
+    >>> from studies.definition.config import Data
     >>> list(keys(Data))
     ['name', 'held_out']
     """

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figure_bounds import masses_of
-from studies.figure_lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
-from studies.figure_style import PAGE, UNIT, log_limits, log_y, new_figure, styled
+from studies.figures.bounds import masses_of
+from studies.figures.lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, new_figure, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.exponents import fit_exponent
+from studies.findings.exponents import fit_exponent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def informative(summary: pd.DataFrame) -> dict[str, int]:
 
 
 def exponents(summary: pd.DataFrame, columns: tuple[str, ...], draws: int = 2000) -> pd.DataFrame:
-    """Fitted exponents of n: columns mass, quantity, exponent (`studies.exponents.Exponent`)."""
+    """Fitted exponents of n: columns mass, quantity, exponent (`studies.findings.exponents.Exponent`)."""
     import pandas as pd
 
     rows = [

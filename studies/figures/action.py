@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figure_lines import hue
-from studies.figure_style import PAGE, log_limits, log_y, new_figure, only_ticks, styled
+from studies.figures.lines import hue
+from studies.figures.style import PAGE, log_limits, log_y, new_figure, only_ticks, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.exponents import Exponent, fit_exponent
-from studies.figure_lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
-from studies.figure_style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, styled
+from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, styled
+from studies.findings.exponents import Exponent, fit_exponent
 
 if TYPE_CHECKING:
     import pandas as pd

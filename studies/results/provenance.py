@@ -24,7 +24,7 @@ def provenance(command: Sequence[str] | None = None) -> dict[str, str]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "commit": commit(Path(__file__).parent) or "not in a git checkout",
+        "commit": commit(Path(__file__).parent.parent) or "not in a git checkout",
     }
     return facts | {package: _version(package) for package in PACKAGES}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.config import Point, Study
+from studies.definition.config import Point, Study
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +88,7 @@ def draw(study: Study, point: Point) -> Draw:
     """Data, replacements and initialisation of one point, on the study's device and in its dtype."""
     import torch
 
-    from studies.models import fully_connected
+    from studies.data.models import fully_connected
 
     inputs, targets = dataset(study.data.name)
     data, initial, swaps = np.random.SeedSequence(point.seed).spawn(3)

@@ -25,9 +25,9 @@ from pydantic import (
     field_validator,
 )
 
-from studies.config_text import apply_overrides, describe, flatten, nearest, to_toml
+from studies.definition.config_text import apply_overrides, describe, flatten, nearest, to_toml
 
-SHIPPED = Path(__file__).parent
+SHIPPED = Path(__file__).parent.parent / "catalogue"
 
 # Part of every point's key: raised when a config no longer means the same numbers, so that old points are redone.
 POINT_FORMAT = 2
@@ -147,7 +147,7 @@ class Study(_Table):
     ([6, 12], [0.1], 4)
     >>> Study.from_toml("digits", ["n=0", "mas=1"])
     Traceback (most recent call last):
-    studies.config.ConfigError: digits: unknown key mas = 1, did you mean grid.mass?; grid.n[0] = 0 should be ...
+    studies.definition.config.ConfigError: digits: unknown key mas = 1, did you mean grid.mass?; grid.n[0] = 0 should be ...
     """
 
     title: str = ""

@@ -20,14 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studies.config import ConfigError, Point, Study
-from studies.config_text import to_toml
-from studies.frames import PAIR, POINT, TABLES
+from studies.definition.config import ConfigError, Point, Study
+from studies.definition.config_text import to_toml
+from studies.results.frames import PAIR, POINT, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.frames import Frames
+    from studies.results.frames import Frames
 
 ORDER = {"summary": PAIR, "trajectories": [*PAIR, "step"], "spectra": [*POINT, "step", "quantile"], "assumptions": PAIR}
 # A half-written folder older than this many seconds was left by a process that was killed; a living one takes far less.
@@ -189,7 +189,7 @@ def collect(out: Path, study: Study) -> int:
 
 def load_results(out: str | Path) -> "Frames":
     """The tables of a results folder, as far as the study got: ``.summary``, ``.trajectories``, …, ``.config``."""
-    from studies.frames import read_frames
+    from studies.results.frames import read_frames
 
     out = Path(out)
     if not (out / "summary.parquet").is_file() and (out / "points").is_dir():  # killed before the tables were written

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studies.frames import Frames, read_frames
-from studies.report_tables import assumption_table, exponent_table, flag_list, line_table, meanings, median_tables
+from studies.report.tables import assumption_table, exponent_table, flag_list, line_table, meanings, median_tables
+from studies.results.frames import Frames, read_frames
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -26,7 +26,7 @@ def write_report(out: str | Path) -> Path:
     Raises:
         ValueError: no readable summary in `out`.
     """
-    from studies.store import write_whole
+    from studies.results.store import write_whole
 
     out = Path(out)
     page = render(read_frames(out), out)
@@ -39,7 +39,7 @@ def render(frames: Frames, out: Path) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("studies", "."),
+        loader=PackageLoader("studies.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -64,8 +64,8 @@ def render(frames: Frames, out: Path) -> str:
 
 def part(frames: Frames, out: Path, *, many: bool) -> dict[str, Any]:
     """What the page says of one width."""
-    from studies.figures import draw_figures
-    from studies.paragraph import details, headline
+    from studies.figures.overview import draw_figures
+    from studies.report.paragraph import details, headline
 
     width = frames.widths[0]
     suffix = f"-width{width}" if many else ""

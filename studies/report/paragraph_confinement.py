@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from studies.confinement import change_with_mass, equal_loss
-from studies.figure_style import number
-from studies.wording import listed, plural
+from studies.figures.style import number
+from studies.figures.wording import listed, plural
+from studies.findings.confinement import change_with_mass, equal_loss
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.frames import Frames
+    from studies.results.frames import Frames
 
 UNCHANGED = 1.25
 """A median ratio within this factor of 1 is called unchanged, whatever its scatter."""
