@@ -14,6 +14,11 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scalar_enclosure": "stability.enclosures",
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
+        # losses
+        "Loss": "stability.losses",
+        "huber_loss": "stability.losses",
+        "resolve_loss": "stability.losses",
+        "squared_loss": "stability.losses",
         # prediction from one run
         "ConformalFactor": "stability.prediction.conformal",
         "Prediction": "stability.prediction.predict",
