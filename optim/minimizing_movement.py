@@ -132,7 +132,13 @@ class _Sequence:
             None if least is None else least[0],
         )
         return MovementRun(
-            trajectory, tuple(self.inner), energies, exact, torch.tensor(self.certificates), delta, parameters
+            trajectory,
+            tuple(self.inner),
+            energies,
+            exact,
+            torch.tensor(self.certificates, dtype=torch.float64),
+            delta,
+            parameters,
         )
 
 

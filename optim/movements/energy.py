@@ -54,7 +54,12 @@ class QuadraticEnergy(Energy):
 
     def __init__(self, A: Tensor, b: Tensor, constant: float = 0.0, *, name: str = "quadratic"):
         self.A, self.b = A.detach().double(), b.detach().double()
-        if self.A.dim() != 2 or self.A.shape[0] != self.A.shape[1] or self.b.shape[:1] != self.A.shape[:1] or b.dim() != 2:
+        if (
+            self.A.dim() != 2
+            or self.A.shape[0] != self.A.shape[1]
+            or self.b.shape[:1] != self.A.shape[:1]
+            or b.dim() != 2
+        ):
             raise ValueError(f"A must be [N, N] and b [N, C], got {tuple(A.shape)} and {tuple(b.shape)}")
         if not bool(self.A.isfinite().all() & self.b.isfinite().all()) or not math.isfinite(constant):
             raise ValueError("the energy is not finite: A, b and the constant must be finite")
@@ -87,7 +92,9 @@ class QuadraticEnergy(Energy):
 
     def check(self, u: Tensor) -> None:
         if u.shape != self.b.shape:
-            raise ValueError(f"the energy {self.name!r} is about outputs {tuple(self.b.shape)}, the model's are {tuple(u.shape)}")
+            raise ValueError(
+                f"the energy {self.name!r} is about outputs {tuple(self.b.shape)}, the model's are {tuple(u.shape)}"
+            )
 
 
 class SquaredEnergy(Energy):
@@ -182,7 +189,12 @@ class ConvexEnergy(Energy):
     minimizer = None
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], convexity: float = 0.0, *, floor: float = -math.inf, name: str = "callable"
+        self,
+        function: Callable[[Tensor], Tensor],
+        convexity: float = 0.0,
+        *,
+        floor: float = -math.inf,
+        name: str = "callable",
     ):
         if not callable(function):
             raise TypeError(f"function must be callable, u [N, C] → E or the losses [N]; got {function!r}")

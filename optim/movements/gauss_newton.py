@@ -191,5 +191,7 @@ class View:
         b = self.curvature.matrix().item()
         identity = resolve_output_metric("identity")
         y = self.u.to(self.dtype)
-        system = ConjugateGradientSystem(self.factor, len(y), self.masses, b / ratio, identity, y, "minimizing movement: ")
+        system = ConjugateGradientSystem(
+            self.factor, len(y), self.masses, b / ratio, identity, y, "minimizing movement: "
+        )
         return system.dual(self.slope) / ratio

@@ -71,7 +71,9 @@ class MovementRun:
 
         Rounding: relative ``slack``, and 1e-12 of the size of the outputs.
         """
-        c = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.columns().items() if name in _SIDES}
+        c = {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in self.columns().items() if name in _SIDES
+        }
         room = 1e-12 * max(1.0, self.trajectory.outputs.abs().max().item()) * len(self.inner)
         pairs = [(a, b) for a, b in INEQUALITIES if not bool(c[a].isnan().any() | c[b].isnan().any())]
         return [f"{a} ≤ {b}" for a, b in pairs if bool((c[a] > c[b] * (1 + slack) + room).any())]

@@ -110,4 +110,6 @@ def definite(matrix: Tensor, what: str) -> Tensor:
     if not bool(matrix.isfinite().all()):
         raise NumericalError(f"{what} is not finite", where="minimizing movement")
     smallest = torch.linalg.eigvalsh(matrix)[..., 0].min().item()
-    raise NumericalError(f"{what} is not positive definite: smallest eigenvalue", where="minimizing movement", value=smallest)
+    raise NumericalError(
+        f"{what} is not positive definite: smallest eigenvalue", where="minimizing movement", value=smallest
+    )
