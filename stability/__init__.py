@@ -14,6 +14,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scalar_enclosure": "stability.enclosures",
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
+        # what the theorem takes for granted
+        "Assumption": "stability.assumptions.verdict",
+        "AssumptionReport": "stability.assumptions.report",
+        "check_assumptions": "stability.assumptions.check",
         # prediction from one run
         "ConformalFactor": "stability.prediction.conformal",
         "Prediction": "stability.prediction.predict",
