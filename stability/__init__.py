@@ -14,6 +14,13 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scalar_enclosure": "stability.enclosures",
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
+        # recorded runs
+        "Certificate": "stability.recording.rung",
+        "ClosedLoop": "stability.recording.closed_loop",
+        "RunRecord": "stability.recording.record",
+        "Rung": "stability.recording.rung",
+        "certify": "stability.recording.certify",
+        "record": "stability.recording.record",
         # prediction from one run
         "ConformalFactor": "stability.prediction.conformal",
         "Prediction": "stability.prediction.predict",
