@@ -46,7 +46,7 @@ def record(
     parameters (and of a diagonal of their size for adaptive optimizers) and a hash of the batch; the first, one forward and
     backward pass on the batch. Nothing of the model, the optimizer or their gradients is changed.
 
-    Raises ValueError/TypeError for bad arguments and a budget that does not hold twelve copies of the parameters.
+    Raises ValueError/TypeError for bad arguments and a budget that does not hold six copies of the parameters.
 
     >>> model, x, a = nn.Linear(2, 1).double(), torch.eye(2).double(), torch.ones(2, 1).double()
     >>> opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -23,7 +23,9 @@ EXACT = {
     "rlo-ema": lambda m, lr: RLO(m.parameters(), lr, eta=1.0, memory="ema", direction="identity"),
     "rlo-lion": lambda m, lr: RLO(m.parameters(), lr, eta=1.0, memory="lion", direction="identity"),
     "woodbury": lambda m, lr: Woodbury(m, lr, mass=0.3, check_step=False),
-    "woodbury-none": lambda m, lr: Woodbury(m, lr, mass=2.0, scale="none", weight_decay=0.2, decay="riemannian", check_step=False),
+    "woodbury-none": lambda m, lr: Woodbury(
+        m, lr, mass=2.0, scale="none", weight_decay=0.2, decay="riemannian", check_step=False
+    ),
     "woodbury-momentum": lambda m, lr: Woodbury(m, lr, momentum=0.7, dampening=0.3, weight_decay=0.2, check_step=False),
     "woodbury-nesterov": lambda m, lr: Woodbury(m, lr, scale="sum", momentum=0.7, nesterov=True, check_step=False),
     "woodbury-network": lambda m, lr: Woodbury(m, lr, mass=0.5, blocks="network", damping=lambda t: 1 + t, check_step=False),

@@ -37,7 +37,7 @@ def drawn(seed: int, name: str, lr: float, steps: int, batched: bool, activation
         options["memory"] = 2**24
     else:
         parameters = sum(q.numel() for q in model.parameters())
-        options["memory"] = 8 * parameters * 13
+        options["memory"] = 8 * parameters * 6
     try:
         runs = [
             trained(model, OPTIMIZERS[name], *pair, **options, **loss[0](pair[1])) for pair in ((x, a), (x2, a2))
