@@ -1,5 +1,6 @@
 """``certify``: two recorded runs against each other, from the measured divergence to the paper's bound."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from time import perf_counter
@@ -20,7 +21,7 @@ from stability.enclosures import (
 from stability.recording.closed_loop import ClosedLoop
 from stability.recording.ladder import flow_ladder
 from stability.recording.record import RunRecord
-from stability.recording.rung import ENCLOSURE, THEORY_FREE, Certificate, Cost, Rung
+from stability.recording.rung import ENCLOSURE, NOT_APPLICABLE, THEORY_FREE, Certificate, Cost, Rung
 
 LARGEST = 1e100  # of outputs, and of an enclosure before it counts as infinite: squares must stay in range
 ALWAYS = ("none: holds for every model, loss, optimizer and step; needs the trained twin",)
@@ -35,6 +36,7 @@ def certify(
     metric: ContractionMetric | None = None,
     scalar: bool = True,
     ladder: bool = True,
+    dense: bool | None = None,
 ) -> Certificate:
     """Measure, enclose and bound the divergence e = y' − y of two recorded runs, on the inputs of ``run_S``.
 
@@ -46,7 +48,9 @@ def certify(
     metric: a discrete contraction metric of the A_t (``stability.contraction_metric(ClosedLoop(run_S).matrices(),
         kind="discrete")``, ``momentum_metric``): adds T4 in it, the way out where ‖A_t‖₂ > 1.
     scalar: T4 needs ‖A_t‖₂, an eigenvalue problem of the states for every step, which can be most of the cost. False leaves
-        it out. ladder: T0 to T3, where the S run follows metric descent; costs a twin study of these two runs.
+        it out.
+    ladder: T0 to T3, where the S run follows metric descent; costs a twin study of these two runs.
+    dense: A_t as matrices, or by products with the layers, which have no T4; None: matrices up to 4096 states in e.
 
     Returns a :class:`Certificate`. Cost for T steps, D = N·p states (2D with memory): the kernel of the S run at every step,
     O(D³) per layer, ‖A_t‖₂, O(D³), and a product of A_t with the t + 1 columns of T5's factor, O(D²·min(T, D)).
@@ -73,7 +77,7 @@ def certify(
     start = perf_counter()
     _check(run_S, run_twin, metric)
     grid = [t for t in run_S.times if t in set(run_twin.times)]
-    loop = ClosedLoop(run_S, grid)
+    loop = ClosedLoop(run_S, grid, dense)
     ours, theirs = _outputs(run_S, grid, run_S.reader.x), _outputs(run_twin, grid, run_S.reader.x)
     errors = theirs - ours  # [times, N, p]
     replaced = _replaced(run_S, run_twin) if replaced is None else tuple(int(k) for k in replaced)
@@ -212,7 +216,7 @@ def _enclosures(
             stacked.append(torch.full_like(stacked[0], torch.inf))
         lap("T5")
         most["T5"] = max(most["T5"], A.nbytes + 2 * F.numel() * F.element_size())
-        if scalar:
+        if scalar and loop.dense:
             E = scalar_step(E, spectral_norm(A.dense(states)), w.norm())
             scalars.append(E)
             lap("T4")
@@ -231,7 +235,12 @@ def _enclosures(
         )
         for name, (what, values) in parts.items()
     }
-    if scalar:
+    if scalar and not loop.dense:
+        found["T4"] = Rung(
+            "T4", "l2", math.nan, measured["l2"], ENCLOSURE, ALWAYS, "E⁺ = ‖A‖₂E + ‖w‖", NOT_APPLICABLE,
+            f"‖A_t‖₂ was not computed: it needs A_t as a matrix, {loop.states} × {loop.states}; write dense=True",
+        )  # fmt: skip
+    elif scalar:
         values = torch.stack(scalars)
         found["T4"] = Rung(
             "T4", "l2", values.max().item(), measured["l2"], ENCLOSURE, ALWAYS, "E⁺ = ‖A‖₂E + ‖w‖",

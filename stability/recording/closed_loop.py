@@ -8,7 +8,7 @@ One formula for every rule of ``step_rule``, with f_t = e_t − e_{t−1} and B_
 **Derived** in docs/recording.md: eliminate v from two steps of the rule. Without memory (κ = 0) the state is e alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stability.recording.force import decay_matrix, force_matrix
+from stability.recording.force import ForceOperator, decay_matrix, force_matrix, force_operator
+from stability.recording.linear import plus, times
 from stability.recording.step_rule import StepRule
 
 if TYPE_CHECKING:
     from stability.recording.record import RunRecord
+
+
+Part = Tensor | ForceOperator | float
+LARGEST = 4096  # states in e up to which A_t is made as a matrix: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class Step:
     ``kick`` = Ω_{t−1} + ℓ_{t−1}η_{t−1}B_{t−1} of the step before. A number stands for its multiple of the identity.
     """
 
-    push: Tensor | float
+    push: Part
     carried: float = 0.0
-    kick: Tensor | float = 0.0
+    kick: Part = 0.0
     memory: bool = False
 
     def __matmul__(self, X: Tensor) -> Tensor:
@@ -73,17 +78,20 @@ class Transition:
 class ClosedLoop:
     """A_t of the S run between the times ``grid``; iterate for the :class:`Transition` of each interval.
 
-    Nothing is kept: every iteration computes the matrices anew from the snapshots of the run, one interval at a time.
+    ``dense``: A_t as matrices, or (more than 4096 states in e) by products through the layers, where weight decay that
+    differs between groups is left to w_t. Nothing is kept: every iteration computes the matrices anew from the snapshots of
+    the run, one interval at a time.
     ``kinds`` counts the steps by what is known of them, ``exact`` says that w_t = 0 for a model linear in θ, a quadratic
     loss and two runs on the same data.
     """
 
-    def __init__(self, run: "RunRecord", grid: list[int] | None = None):
+    def __init__(self, run: "RunRecord", grid: list[int] | None = None, dense: bool | None = None):
         self.run, self.grid = run, run.times if grid is None else grid
         rules = run.rules
         self.memory = any(rule.beta for rule in rules if rule.known)
         self.outputs = run.outputs(0).numel()
         self.states = self.outputs * (1 + self.memory)
+        self.dense = self.outputs <= LARGEST if dense is None else dense
 
     @property
     def exact(self) -> bool:
@@ -107,7 +115,7 @@ class ClosedLoop:
         return len(self.grid) - 1
 
     def __iter__(self) -> Iterator[Transition]:
-        last: tuple[StepRule, Tensor | float] | None = None  # rule and Ω + ℓηB of the step before
+        last: tuple[StepRule, Part] | None = None  # rule and Ω + ℓηB of the step before
         for start, end in pairwise(self.grid):
             steps, forces = [], {}
             self.run.load(start)
@@ -123,7 +131,7 @@ class ClosedLoop:
         like = self.run.outputs(0)
         return [transition.dense(like) for transition in self]
 
-    def _step(self, anchor: int, t: int, forces: dict) -> tuple[StepRule, Tensor | float, Tensor | float]:
+    def _step(self, anchor: int, t: int, forces: dict) -> tuple[StepRule, Part, Part]:
         """(rule, Ω + ℓ(η + ζγ)B, Ω + ℓηB) of step t with the parameters of ``anchor``."""
         run = self.run
         rule, rows = run.rules[t], run.rows[t]
@@ -133,35 +141,25 @@ class ClosedLoop:
             return rule, 0.0, 0.0
         masses = run.masses(anchor)
         key = None if rows is None else tuple(rows.tolist())
-        B = None
-        if not rule.still and rule.force_rate != 0:
-            if key not in forces:
-                forces[key] = force_matrix(run.reader, run.loss, rule, masses, rows)
+        if rule.still or rule.force_rate == 0:
+            B = None
+        elif key in forces:
             B = forces[key]
-        omega = decay_matrix(run.reader, rule, masses)
+        else:
+            make = force_matrix if self.dense else force_operator
+            B = forces[key] = make(run.reader, run.loss, rule, masses, rows)
+        if self.dense:
+            omega = decay_matrix(run.reader, rule, masses)
+        else:
+            omega = 0.0 if isinstance(rule.decay, Mapping) else rule.decay
         if B is None:
             return rule, omega, omega
-        return rule, plus(omega, rule.force_rate * B), plus(omega, rule.lr * rule.eta * B) if rule.eta else omega
+        kick = _combined(omega, rule.lr * rule.eta, B) if rule.eta else omega
+        return rule, _combined(omega, rule.force_rate, B), kick
 
 
-def times(A: Tensor | float, X: Tensor) -> Tensor:
-    """A X, where a number stands for its multiple of the identity.
-
-    >>> times(2.0, torch.ones(2)), times(torch.eye(2), torch.ones(2))
-    (tensor([2., 2.]), tensor([1., 1.]))
-    """
-    return A @ X if isinstance(A, Tensor) else A * X
-
-
-def plus(omega: Tensor | float, B: Tensor) -> Tensor:
-    """Ω + B.
-
-    >>> plus(0.5, torch.zeros(2, 2))
-    tensor([[0.5000, 0.0000],
-            [0.0000, 0.5000]])
-    """
-    if isinstance(omega, Tensor):
-        return omega + B
-    B = B.clone()
-    B.diagonal().add_(omega)
-    return B
+def _combined(omega: Tensor | float, rate: float, B: Tensor | ForceOperator) -> Part:
+    """Ω + rate·B."""
+    if isinstance(B, ForceOperator):
+        return replace(B, rate=rate * B.rate, omega=omega + rate * B.omega)
+    return plus(omega, rate * B)

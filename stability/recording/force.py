@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from nt_kernel.capture.observe import as_inputs, run_model
 from nt_kernel.kernels.ntk import generalized_ntk
+from nt_kernel.kernels.operators import KernelOperator, generalized_ntk_operator
 from nt_kernel.mass import RowColumnMass
 from stability.recording.batches import Rows
+from stability.recording.linear import plus
 from stability.recording.loss import OutputLoss
 from stability.recording.step_rule import HEAVIEST, StepRule
 
@@ -53,6 +55,60 @@ def take_rows(x, rows: Rows):
     return picked if isinstance(x, tuple) else picked[0]
 
 
+@dataclass(frozen=True)
+class ForceOperator:
+    """ω + rate·B_t by products alone: a pull through J_Bᵀ, an inner solve and a push through J_S for every column."""
+
+    kernel: KernelOperator
+    curvature: Tensor | float  # ∇²ℓ on the batch, [b, C, C] or σ
+    rows: Rows
+    samples: int
+    rate: float = 1.0
+    omega: float = 0.0
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        """(ω + rate·B_t)X, X [D] or [D, R]."""
+        columns = X if X.dim() == 2 else X[:, None]
+        e = columns.unflatten(0, (self.samples, -1))
+        e = e if self.rows is None else e[self.rows.to(e.device)]
+        e = self.curvature @ e if isinstance(self.curvature, Tensor) else self.curvature * e
+        found = self.rate * (self.kernel @ e.flatten(0, 1)) + self.omega * columns
+        return found if X.dim() == 2 else found[:, 0]
+
+
+def force_operator(
+    reader: Reader, loss: OutputLoss, rule: StepRule, masses: Mapping, rows: Rows
+) -> ForceOperator | None:
+    """B_t without its matrix, at the parameters in ``reader``. Weight decay that would have to be lifted is left out."""
+    if rule.still or not rule.known or rule.force_rate == 0:
+        return None
+    masses, metric = all_masses(reader.model, masses), rule.metric
+    if metric.shares:
+        raise ValueError("groups with different lr need the layers of H as matrices: write dense=True")
+    batch = take_rows(reader.x, rows)
+    points = {} if rows is None else {"x1": reader.x, "x2": batch}
+    kernel = generalized_ntk_operator(
+        reader.model, batch, mass=masses, output=reader.output, solver="auto", output_metric=metric.output_metric,
+        scale=metric.scale, blocks=metric.blocks, **points,
+    )  # fmt: skip
+    y = reader.outputs({})
+    curvature = loss.curvature(y)
+    curvature = loss.sigma if curvature is None else curvature if rows is None else curvature[rows.to(y.device)]
+    coupled = uniform_pull(rule, masses) or 0.0
+    return ForceOperator(kernel, curvature, rows, len(y), rule.sign, coupled)
+
+
+def uniform_pull(rule: StepRule, masses: Mapping) -> float | None:
+    """W P where it is one number for all parameters (c = 0, one w/μ), None where it is not."""
+    if not isinstance(rule.pull, Mapping) and rule.pull == 0:
+        return 0.0
+    if rule.metric.scale != "none" or not all(isinstance(m, float | int) for m in masses.values()):
+        return None
+    pull = rule.pull if isinstance(rule.pull, Mapping) else dict.fromkeys(masses, rule.pull)
+    found = {pull.get(n, 0.0) / m for n, m in masses.items()}
+    return found.pop() if len(found) == 1 else None
+
+
 def force_matrix(reader: Reader, loss: OutputLoss, rule: StepRule, masses: Mapping, rows: Rows) -> Tensor | None:
     """B_t [D, D] at the parameters in ``reader``; None where there is no force."""
     if rule.still or not rule.known or rule.force_rate == 0:
@@ -76,7 +132,8 @@ def force_matrix(reader: Reader, loss: OutputLoss, rule: StepRule, masses: Mappi
         rows = rows.to(K.device)
         whole = K.new_zeros(len(K), len(y), C)
         K = whole.index_add_(1, rows, K.unflatten(1, (-1, C))).flatten(1)
-    return rule.sign * K + _coupled(reader, rule, masses, rows, options)
+    coupled = _coupled(reader, rule, masses, rows, options)
+    return plus(coupled, rule.sign * K)
 
 
 def decay_matrix(reader: Reader, rule: StepRule, masses: Mapping) -> Tensor | float:
@@ -89,16 +146,11 @@ def decay_matrix(reader: Reader, rule: StepRule, masses: Mapping) -> Tensor | fl
 
 def _coupled(reader: Reader, rule: StepRule, masses: Mapping, rows: Rows, options: dict) -> Tensor | float:
     """J_S P W δθ as a matrix on e, or a multiple of the identity."""
-    pull = rule.pull
-    if not isinstance(pull, Mapping):
-        if pull == 0:
-            return 0.0
-        pull = dict.fromkeys(masses, pull)
+    whole = uniform_pull(rule, masses)
+    if whole is not None:
+        return whole
+    pull = rule.pull if isinstance(rule.pull, Mapping) else dict.fromkeys(masses, rule.pull)
     if options["scale"] == "none":
-        shares = {n: pull.get(n, 0.0) / m if isinstance(m, float | int) else None for n, m in masses.items()}
-        found = set(shares.values())
-        if len(found) == 1 and None not in found:
-            return found.pop() * torch.eye(_size(reader), dtype=torch.float64, device=_device(reader))
         return _lifted(reader, masses, {n: _over(_squared(m), pull.get(n, 0.0)) for n, m in masses.items()})
     numbers = {m for m in masses.values() if isinstance(m, float | int)}
     if (
@@ -153,11 +205,3 @@ def _squared(mass):
     if isinstance(mass, RowColumnMass):
         return RowColumnMass(mass.row.square(), mass.column.square())
     return (mass**2).clamp_max(HEAVIEST) if isinstance(mass, Tensor) else min(mass**2, HEAVIEST)
-
-
-def _size(reader: Reader) -> int:
-    return reader.outputs({}).numel()
-
-
-def _device(reader: Reader):
-    return next(reader.model.parameters()).device

@@ -195,3 +195,18 @@ def blocks(D, edges):
     for size in edges:
         yield D[start : start + size, start : start + size]
         start += size
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd-decay", "heavy-ball", "nesterov", "woodbury", "woodbury-network", "adamw", "rlo-tanh"]
+)
+@pytest.mark.parametrize("batches", [None, BATCHES], ids=["full", "mini-batch"])
+def test_products_through_the_layers_are_those_of_the_matrices(name, batches):
+    x, a = data(6, 3, 2)
+    loss = lambda y: (y.pow(4) / 12 + y.square() * a.exp() / 2).sum(1)  # noqa: E731
+    run = trained(mlp(3, 2), (EXACT | FROZEN)[name], x, a, batches=batches, steps=4, record_loss=loss, targets=None)
+    matrices, products = ClosedLoop(run), ClosedLoop(run, dense=False)
+    X = torch.randn(matrices.states, 3, dtype=x.dtype)
+    for A, B in zip(matrices, products, strict=True):
+        torch.testing.assert_close(B @ X, A @ X, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(B @ X[:, 0], A @ X[:, 0], rtol=1e-8, atol=1e-8)
