@@ -160,7 +160,7 @@ def _by_autograd(model: nn.Module, plan: Plan, params, state, x, like: Tensor) -
         y, recorded = _forward(model, plan, params, state, x, tape.through)
         tape.y = y
         features = {i: f.detach() for i, f in recorded.items()}
-        if y.shape[1] > 1 and linear_chain(plan.sites, recorded, tape.edges):
+        if linear_chain(plan.sites, recorded, tape.edges):
             inner, after = plan.sites[:-1], plan.sites[1:]
             slopes = [slope(recorded[b.index], tape.edges[s.index]) for s, b in zip(inner, after, strict=True)]
             found = chain_sensitivities([state[b.weight] for b in after], slopes)

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Fewer multiplications than this are over before oneDNN has looked at its operands.
-LARGE = 2**20
+# Fewer multiplications than this are over before oneDNN has looked at its operands; of a batch, for each of its products.
+LARGE, LARGE_IN_BATCH = 2**20, 2**21
 
 
 def rows_product(left: Tensor, right: Tensor) -> Tensor:
@@ -19,9 +19,15 @@ def rows_product(left: Tensor, right: Tensor) -> Tensor:
     >>> rows_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     tensor([[11., 17.]])
     """
-    if _takes(left, right):
-        return _one_dnn()(left, right, None, "none", [], "")
-    return left @ right.mT
+    if not _takes(left, right):
+        return left @ right.mT
+    multiply = _one_dnn()
+    if left.dim() == 2:
+        return multiply(left, right, None, "none", [], "")
+    out = left.new_empty(*left.shape[:-1], right.shape[-2])
+    for one, other, into in zip(left, right, out, strict=True):
+        into.copy_(multiply(one, other, None, "none", [], ""))
+    return out
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -34,11 +40,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _takes(left: Tensor, right: Tensor) -> bool:
-    """True for two large matrices of float32 on the CPU, outside of derivatives and transforms, where oneDNN is there."""
+    """True for two large matrices (or equally many) of float32 on the CPU, outside of derivatives and transforms."""
+    dims = left.dim()
     return (
         left.dtype == right.dtype == torch.float32
-        and left.dim() == right.dim() == 2
-        and left.numel() * len(right) >= LARGE
+        and right.dim() == dims
+        and (dims == 2 or (dims == 3 and len(left) == len(right)))
+        and left.shape[-2:].numel() * right.shape[-2] >= (LARGE if dims == 2 else LARGE_IN_BATCH)
         and left.device.type == right.device.type == "cpu"
         and not (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad))
         and torch._C._functorch.maybe_current_level() is None
