@@ -7,6 +7,7 @@ with AVX-512); oneDNN, which torch has on board for convolutions, uses all of it
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Fewer multiplications than this are over before oneDNN has looked at its operands; of a batch, for each of its products.
@@ -37,6 +38,17 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     tensor([3., 3.])
     """
     return rows_product(left, right.mT)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``: x · weightᵀ + bias.
+
+    >>> linear(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
+    tensor([[3.5000]])
+    """
+    if x.dim() == 2 and _takes(x, weight) and (bias is None or not bias.requires_grad):
+        return _one_dnn()(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def _takes(left: Tensor, right: Tensor) -> bool:
