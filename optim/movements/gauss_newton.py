@@ -9,7 +9,7 @@ kernel ridge regression of the Newton step −B⁻¹ρ of function space: an [NC
 (``blocks="network"``) of the layer metric with M = B and c = w/ε: blocks of layers overshoot by up to their number.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
@@ -59,7 +59,7 @@ class GaussNewton:
             raise ValueError(f"lr of GaussNewton must be positive and finite, got {self.lr!r}")
         if self.lr != 1 and isinstance(self.damping, LevenbergMarquardt):
             raise ValueError(
-                f"lr={self.lr:g} with damping=LevenbergMarquardt(…): the trust region sets the length; write damping=1e-3 or lr=1"
+                f"lr={self.lr:g} with damping=LevenbergMarquardt(…): the trust region sets the length; write damping=1e-3"
             )
 
     def session(self, model: nn.Module) -> "GaussNewtonSession":
