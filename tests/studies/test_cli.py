@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,16 +59,14 @@ def refused(capsys, *argv, status=2):
 @pytest.mark.parametrize(
     "argv", [["--help"], ["list"], ["show", "digits"], ["run", "--help"], ["run", "digits", "n=0"]]
 )
-def test_light_commands_load_no_torch_and_answer_at_once(argv):
+def test_light_commands_load_nothing_heavy(argv):
     program = (
         "import sys; from studies.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print('\\nheavy:', [m for m in ('torch', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
     )
-    start = time.monotonic()
     answer = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=ROOT)
     assert "heavy: []" in answer.stdout
-    assert time.monotonic() - start < 5  # under a second on an idle machine; this one may not be
 
 
 def test_importing_the_package_loads_no_torch():
