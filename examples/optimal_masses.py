@@ -18,9 +18,9 @@ from optim import Woodbury
 from stability import Replacement, mass_snapshot, optimal_masses, train_twins
 from stability.contraction.optimal_mass import OptimalMasses
 from studies import Study
-from studies.data import Draw, draw
-from studies.figure_lines import hue
-from studies.figure_style import PAGE, log_limits, log_y, n_axis, new_figure, save_figure, styled
+from studies.data.subsets import Draw, draw
+from studies.figures.lines import hue
+from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, save_figure, styled
 
 SIZES, SEEDS, WIDTH, STEPS, LR = (6, 12, 24), 3, 32, 200, {"none": 0.02, "mean": 0.1}
 SNAPSHOTS = 5

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from examples.options import options
 from stability import Replacement, bousquet_elisseeff, parameter_constants, parameter_routes, train_twins
 from stability.risk_constants import SAMPLE_LOSSES
-from studies.data import dataset
-from studies.exponents import Exponent, fit_exponent
-from studies.figure_routes import routes_figure
-from studies.figure_style import number, save_figure
-from studies.models import fully_connected
+from studies.data.datasets import dataset
+from studies.findings.exponents import Exponent, fit_exponent
+from studies.figures.routes import routes_figure
+from studies.figures.style import number, save_figure
+from studies.data.models import fully_connected
 
 TWINS, SEEDS = 3, 5
 HALF_SQUARES = SAMPLE_LOSSES["squared"]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.exponents import Exponent, signed
-from studies.figure_lines import hue
-from studies.figure_style import PAGE, log_limits, log_y, n_axis, new_figure, styled
+from studies.findings.exponents import Exponent, signed
+from studies.figures.lines import hue
+from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, styled
 
 if TYPE_CHECKING:
     import pandas as pd
