@@ -21,9 +21,9 @@ from optim import Woodbury
 from stability import ContractionMetric, contraction_metric, metric_enclosure, momentum_matrices, momentum_metric
 from stability import momentum_rate as closed_form
 from studies.data.datasets import dataset
+from studies.data.models import fully_connected
 from studies.figures.lines import hue
 from studies.figures.style import PAGE, log_limits, log_y, new_figure, save_figure, styled
-from studies.data.models import fully_connected
 
 EIGENVALUES, LR = torch.tensor([0.05, 0.2, 0.5, 1.0], dtype=torch.float64), 1.0
 MOMENTUM = {"heavy ball": {"momentum": 0.81}, "Nesterov": {"momentum": 0.64, "nesterov": True}}

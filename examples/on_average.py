@@ -20,9 +20,9 @@ from optim import StackedState, WoodburyStep, stack_parameters, stacked_step
 from stability import Replacement, on_average_gap, predict_twins
 from stability.on_average import OnAverage, replace_one_losses
 from studies.data.datasets import dataset
+from studies.data.models import fully_connected
 from studies.figures.lines import hue
 from studies.figures.style import PAGE, n_axis, new_figure, save_figure, styled
-from studies.data.models import fully_connected
 
 SIZES, DRAWS, TWINS, WIDTH, STEPS, LR, MASS = (6, 12, 24, 48), 20, 6, 64, 60, 1 / 3, 1.0
 METHODS = {"predicted": "parameter-path", "predicted, kernel path": "kernel-path"}

@@ -22,10 +22,10 @@ from examples.options import options
 from stability import Replacement, bousquet_elisseeff, parameter_constants, parameter_routes, train_twins
 from stability.risk_constants import SAMPLE_LOSSES
 from studies.data.datasets import dataset
-from studies.findings.exponents import Exponent, fit_exponent
+from studies.data.models import fully_connected
 from studies.figures.routes import routes_figure
 from studies.figures.style import number, save_figure
-from studies.data.models import fully_connected
+from studies.findings.exponents import Exponent, fit_exponent
 
 TWINS, SEEDS = 3, 5
 HALF_SQUARES = SAMPLE_LOSSES["squared"]
