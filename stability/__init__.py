@@ -21,6 +21,15 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Rung": "stability.recording.rung",
         "certify": "stability.recording.certify",
         "record": "stability.recording.record",
+        # losses
+        "Loss": "stability.losses",
+        "huber_loss": "stability.losses",
+        "resolve_loss": "stability.losses",
+        "squared_loss": "stability.losses",
+        # what the theorem takes for granted
+        "Assumption": "stability.assumptions.verdict",
+        "AssumptionReport": "stability.assumptions.report",
+        "check_assumptions": "stability.assumptions.check",
         # prediction from one run
         "ConformalFactor": "stability.prediction.conformal",
         "Prediction": "stability.prediction.predict",

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def scalar_step(E: Tensor, A_norm: float | Tensor, w_norm: Tensor) -> Tensor:
-    """One step of **T4**: E⁺ = ‖A‖₂E + ‖w‖."""
-    return A_norm * E + w_norm
+from optim.recursion import scalar_recursion
+from optim.recursion import scalar_step as scalar_step  # one engine, offered here too
 
 
 def ellipsoid_step(F: Tensor, AF: Tensor, w: Tensor) -> Tensor:
@@ -75,10 +73,8 @@ def scalar_enclosure(errors: Tensor, closed_loop: Sequence[Tensor]) -> Tensor:
     tensor([0.0000, 1.0000, 0.6000])
     """
     _check(errors, closed_loop)
-    E = [errors[0].norm()]
-    for t, A in enumerate(closed_loop):
-        E.append(scalar_step(E[-1], spectral_norm(A), (errors[t + 1] - A @ errors[t]).norm()))
-    return torch.stack(E)
+    injected = [(errors[t + 1] - A @ errors[t]).norm() for t, A in enumerate(closed_loop)]
+    return scalar_recursion(errors[0].norm(), (spectral_norm(A) for A in closed_loop), injected)
 
 
 def ellipsoidal_enclosure(errors: Tensor, closed_loop: Sequence[Tensor], p: int = 1) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The running account of R pairs of runs: measured divergence, constants, bounds and enclosures at every instant."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 class Monitor:
     """Call :meth:`record` once per instant, in order. ``pairs`` holds [R] tensors, ``run`` floats, per instant.
 
+    ``observer(system, snapshot, eigenvalues of H)`` sees every instant too.
+
     T4 and T5 take A_t = I − Δt·H_t of the S run, fixed before the twin is seen.
     """
 
-    def __init__(self, system: TwinSystem, dt: float):
-        self.system, self.dt = system, dt
+    def __init__(self, system: TwinSystem, dt: float, observer: Callable | None = None):
+        self.system, self.dt, self.observer = system, dt, observer
         self.pairs: dict[str, list[Tensor]] = defaultdict(list)
         self.run: dict[str, list[float]] = defaultdict(list)
         self.spectrum: list[Tensor] = []
@@ -55,6 +58,8 @@ class Monitor:
         gains = 1 - self.dt * eigenvalues
         A_norm = max(abs(gains[0].item()), abs(gains[-1].item()))
         self._last |= {"e": e.flatten(1), "H": snapshot.H, "A_norm": A_norm, "xi": xi, "d": d}
+        if self.observer is not None:
+            self.observer(system, snapshot, eigenvalues)
 
     def _record_divergence(self, e: Tensor, snapshot: Snapshot) -> None:
         norms = e.norm(dim=-1)  # [R, n]

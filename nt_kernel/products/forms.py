@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nt_kernel.products.dense import rows_product
+
 # An arbitrary diagonal mass leaves no structure: J is formed this many bytes at a time.
 CHUNK_BYTES = 32 * 2**20
 
@@ -36,7 +38,7 @@ def flat_product(left: Tensor, right: Tensor) -> Tensor:
     >>> flat_product(torch.ones(1, 2, 3), torch.ones(4, 2, 3)).shape
     torch.Size([1, 2, 4, 2])
     """
-    flat = left.flatten(-3, -2) @ right.flatten(-3, -2).mT
+    flat = rows_product(left.flatten(-3, -2), right.flatten(-3, -2))
     return flat.unflatten(-1, right.shape[-3:-1]).unflatten(-3, left.shape[-3:-1])
 
 
@@ -46,6 +48,11 @@ def outer_sums(deltas: Tensor, inputs: Tensor) -> Tensor:
     few_columns = inputs.shape[-1] < 16  # a product with so narrow a result runs at a fraction of the rate
     out = (inputs.mT @ left.mT).mT if few_columns else left @ inputs
     return out.unflatten(-2, (deltas.shape[-3], deltas.shape[-1]))
+
+
+def _repeated(samples: Tensor, C: int) -> Tensor:
+    """The factor of a sample pair [..., N, M], repeated over the second output: [..., N, 1, MC]. Long rows multiply fast."""
+    return samples[..., None].expand(*samples.shape, C).flatten(-2)[..., :, None, :]
 
 
 @dataclass(frozen=True)
@@ -69,15 +76,26 @@ class Outer:
     @cached_property
     def input_gram(self) -> Tensor:
         """a_i·a_j, [..., N, N]: made once for the products and the preconditioner of one solve."""
-        return self.inputs @ self.inputs.mT
+        return rows_product(self.inputs, self.inputs)
+
+    def sample_gram(self, other: "Outer") -> Tensor:
+        """a_i·a_j, [..., N, N']."""
+        return rows_product(self.inputs, other.inputs)
 
     def gram(self, other: "Outer") -> Tensor:
         gram = flat_product(self.deltas, other.deltas)
-        M, C = gram.shape[-2:]
-        # The factor of a sample pair, repeated over the second output: long rows multiply fast.
-        pairs = (self.inputs @ other.inputs.mT)[..., None].expand(*gram.shape[:-3], M, C).flatten(-2)  # [..., N, MC]
-        gram.flatten(-2).mul_(pairs[..., :, None, :])
+        gram.flatten(-2).mul_(_repeated(self.sample_gram(other), gram.shape[-1]))
         return gram
+
+    def write(self, other: "Outer", tile: Tensor, add: bool, samples: Tensor) -> None:
+        """The Gram matrix into ``tile`` [NC, N'C], or added to it; ``samples`` is the sample Gram matrix."""
+        N, C = self.shape
+        deltas = rows_product(self.deltas.flatten(0, 1), other.deltas.flatten(0, 1)).unflatten(0, (N, C))
+        tile, pairs = tile.unflatten(0, (N, C)), _repeated(samples, C)
+        if add:
+            tile.addcmul_(deltas, pairs)
+        else:
+            torch.mul(deltas, pairs, out=tile)
 
     def block_gram(self) -> Tensor:
         return (self.deltas @ self.deltas.mT) * self.inputs.square().sum(-1)[..., None, None]
@@ -125,7 +143,7 @@ class Decoupled:
 
     def sample_gram(self, other: "Decoupled") -> Tensor:
         """a_i·a_j, [..., N, N']: the Gram matrix without its factor I_C."""
-        return self.inputs @ other.inputs.mT
+        return rows_product(self.inputs, other.inputs)
 
     def gram(self, other: "Decoupled") -> Tensor:
         return kron_identity(self.sample_gram(other), self.outputs)

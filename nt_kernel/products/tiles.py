@@ -36,17 +36,15 @@ def gram_of(forms: Sequence[Form], others: Sequence[Form] | None = None) -> Tens
         return _products([a.matched(b)] for a, b in pairs)
     passes = _passes(pairs)
     step = ceil(N / ceil(N / step))
-    out = None  # as a matrix: two-dimensional transposes copy fast
+    out = _like(forms[0]).new_empty(N * C, M * C)  # as a matrix: two-dimensional transposes copy fast
     for group in passes:
-        matched = [a.matched(b) for a, b in group]
+        matched = [(*pair, _samples(*pair)) for pair in (a.matched(b) for a, b in group)]
         whole = isinstance(group[0][0], Weighted)  # chunked already, in the other direction
         for start in range(0, N, N if whole else step):
             rows, beyond = slice(start, N if whole else min(start + step, N)), slice(start if symmetric else 0, M)
-            tile = _products([[(a.rows(rows), b.rows(beyond)) for a, b in matched]]).flatten(-2).flatten(0, 1)
-            if out is None:
-                out = tile.new_zeros(N * C, M * C) if len(passes) > 1 else tile.new_empty(N * C, M * C)
-            part = out[rows.start * C : rows.stop * C, beyond.start * C :]
-            part.add_(tile) if len(passes) > 1 else part.copy_(tile)
+            tile = out[rows.start * C : rows.stop * C, beyond.start * C :]
+            parts = [(a.rows(rows), b.rows(beyond), s if s is None else s[rows, beyond]) for a, b, s in matched]
+            _write(tile, parts, add=group is not passes[0])
     if symmetric:
         _mirror(out, step * C)
     return out.unflatten(-1, (M, C)).unflatten(0, (N, C))
@@ -79,6 +77,39 @@ def _alike(a: Form, b: Form) -> tuple[Form, Form]:
 def blocks_of(forms: Sequence[Form]) -> Tensor:
     """The diagonal blocks Σ_k J_{k,i}J_{k,i}ᵀ, [..., N, C, C]."""
     return reduce(Tensor.add_, (form.block_gram() for form in forms))
+
+
+def _like(form: Form) -> Tensor:
+    """A tensor of the type and device of the Gram matrix."""
+    if isinstance(form, Flat):
+        return form.jacobian
+    return form.inputs if isinstance(form, Decoupled) else form.deltas
+
+
+def _samples(a: Form, b: Form) -> Tensor | None:
+    """The sample Gram matrix for all tiles at once, where it is small beside theirs."""
+    return a.sample_gram(b) if isinstance(a, Outer | Decoupled) and a.shape[-1] > 1 else None
+
+
+def _write(tile: Tensor, parts: Sequence[tuple[Form, Form, Tensor | None]], add: bool) -> None:
+    """Σ J J'ᵀ over pairs of forms into ``tile`` [NC, MC], or added to it; the third of each part is its sample Gram matrix."""
+    late: list[tuple[Decoupled, Tensor]] = []  # these add a few entries to what is there
+    for a, b, samples in parts:
+        if isinstance(a, Outer | Decoupled) and samples is None:
+            samples = a.sample_gram(b)
+        if isinstance(a, Decoupled):
+            late.append((a, samples))
+            continue
+        if isinstance(a, Outer):
+            a.write(b, tile, add, samples)
+        else:
+            found = a.gram(b).flatten(-2).flatten(0, 1)
+            tile.add_(found) if add else tile.copy_(found)
+        add = True
+    for a, samples in late:
+        tile = tile if add else tile.zero_()
+        tile.unflatten(1, (-1, a.outputs)).unflatten(0, (-1, a.outputs)).diagonal(dim1=1, dim2=3).add_(samples[..., None])
+        add = True
 
 
 def _products(groups: Iterable[Sequence[tuple[Form, Form]]]) -> Tensor:
