@@ -1,6 +1,7 @@
 """The run on S by itself: twice, to see whether the bits are the same; and against the continuous flow."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
