@@ -16,7 +16,7 @@ from stability.constants import (
     metric_norm,
     spectrum_of,
 )
-from stability.enclosures import ellipsoid_radii, ellipsoid_step, scalar_step
+from stability.enclosures import ellipsoid_norm, ellipsoid_radii, ellipsoid_step, scalar_step
 from stability.system import Snapshot, TwinSystem
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -95,6 +95,7 @@ class Monitor:
         self.pairs["T3"].append(state["T3"])
         self.pairs["T4"].append(state["E"])
         self.pairs["T5"].append(radii.amax(-1))
+        self.pairs["T5_l2"].append(ellipsoid_norm(state["F"]))
         self.pairs["T5_others"].append(self._over_others(radii))
         self.pairs["path_l2"].append(state["path"])
         self.pairs["path_sup"].append(state["paths"].amax(-1))

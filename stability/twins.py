@@ -20,9 +20,9 @@ from stability.monitor import QUANTILES, Monitor
 from stability.replacement import Replacement, check_data
 from stability.system import TwinSystem
 
-_SUP = ("kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_others", "path_l2", "path_sup")
+_SUP = ("kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup")
 _MEASURED = ("measured_sup", "measured_l2", "measured_replaced", "measured_others", "measured_heldout")
-_SERIES = (*_MEASURED, "T3", "T4", "T5", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss")
+_SERIES = (*_MEASURED, "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss")
 
 
 @dataclass(frozen=True)
