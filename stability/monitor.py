@@ -17,7 +17,7 @@ from stability.constants import (
     metric_norm,
     spectrum_of,
 )
-from stability.enclosures import ellipsoid_radii, ellipsoid_step, scalar_step
+from stability.enclosures import ellipsoid_norm, ellipsoid_radii, ellipsoid_step, scalar_step
 from stability.loss_ladder import LossLadder
 from stability.system import Snapshot, TwinSystem
 
@@ -103,6 +103,7 @@ class Monitor:
         self.pairs["T3"].append(state["T3"])
         self.pairs["T4"].append(state["E"])
         self.pairs["T5"].append(radii.amax(-1))
+        self.pairs["T5_l2"].append(ellipsoid_norm(state["F"]))
         self.pairs["T5_others"].append(self._over_others(radii))
         self.pairs["path_l2"].append(state["path"])
         self.pairs["path_sup"].append(state["paths"].amax(-1))

@@ -117,11 +117,12 @@ def replace_one_losses(
     Raises ValueError for an unknown loss and for shapes that do not fit.
 
     >>> z = Replacement(0, torch.zeros(1), torch.tensor([2.0]))
-    >>> found = replace_one_losses(*(torch.full(shape, 1.0) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))), torch.zeros(1, 1), [z])
+    >>> outputs = [torch.full(shape, 1.0) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))]
+    >>> found = replace_one_losses(*outputs, torch.zeros(1, 1), [z])
     >>> {name: float(value[0]) for name, value in found.items()}
     {'own_removed': 0.5, 'twin_removed': 0.5, 'own_new': 0.5, 'twin_new': 0.5}
     """
-    value = resolve_loss(loss).value
+    losses = resolve_loss(loss).value
     (n, p), R = targets.shape, len(candidates)
     shapes = {"run_S": (n, p), "run_new": (R, p), "twins_S": (R, n, p), "twins_new": (R, p)}
     for (name, shape), value in zip(shapes.items(), (run_S, run_new, twins_S, twins_new), strict=True):
@@ -133,7 +134,7 @@ def replace_one_losses(
         "own_removed": (run_S[k], own), "twin_removed": (twins_S[torch.arange(R, device=k.device), k], own),
         "own_new": (run_new, new), "twin_new": (twins_new, new),
     }  # fmt: skip
-    return {name: value(y, a).double().cpu().numpy() for name, (y, a) in outputs.items()}
+    return {name: losses(y, a).double().cpu().numpy() for name, (y, a) in outputs.items()}
 
 
 def bootstrap_mean(values, *, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> Interval:

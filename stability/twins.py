@@ -22,10 +22,14 @@ from stability.monitor import QUANTILES, Monitor
 from stability.replacement import Replacement, data_for
 from stability.system import TwinSystem
 
-_SUP = ("kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_others", "path_l2", "path_sup")
+_SUP = (
+    "kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup",
+)  # fmt: skip
 _MEASURED = ("measured_sup", "measured_l2", "measured_replaced", "measured_others", "measured_heldout")
-_SERIES = (*_MEASURED, "T3", "T4", "T5", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss",
-           "T3H", "T3H_drift", "rate_H", "measured_H")  # fmt: skip
+_SERIES = (
+    *_MEASURED, "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss",
+    "T3H", "T3H_drift", "rate_H", "measured_H",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

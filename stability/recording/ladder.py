@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nt_kernel.mass import smallest_mass
 from nt_kernel.metric.output_metric import resolve_output_metric
-from stability.assumptions import judge
+from stability.assumptions.structure import why_singular
+from stability.assumptions.verdicts import judge
 from stability.bounds import bound_ladder, gronwall_step
 from stability.constants import (
     column_norm,
@@ -22,7 +23,7 @@ from stability.constants import (
 )
 from stability.recording.record import RunRecord
 from stability.recording.rung import APPLIES, BOUND, NOT_APPLICABLE, STATEMENT, UNDECIDED, Cost, Rung
-from stability.replacement import Replacement, duplicate_rows
+from stability.replacement import Replacement
 from stability.system import TwinSystem
 
 FORMULAS = {
@@ -146,7 +147,7 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
             "drift": kernel_drift(snapshot, system).norm().item(), "lambda_max_twin": snapshot.rate,
         }  # fmt: skip
         found = {name: max(value, found.get(name, -math.inf)) for name, value in now.items()}
-    structural = _why_singular(system, x)
+    structural = why_singular(run_S.reader.model, x, system.p)
     found["xi"] = 0.0 if structural else -found["xi"]
     found |= {"mu": smallest_mass(system.mass), "T3": most}
     lr = max(rule.lr for rule in run_S.rules)
@@ -159,14 +160,6 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
     )  # fmt: skip
     nbytes = 8 * 4 * (x.shape[0] * system.p) ** 2 * system.block_count
     return found, {"y": snapshot.outputs[0], "nbytes": nbytes}, [verdict.to_dict() for verdict in verdicts]
-
-
-def _why_singular(system: TwinSystem, x: Tensor) -> str:
-    if system.n * system.p > system.parameters:
-        return f"n·p = {system.n * system.p} > {system.parameters} parameters"
-    if rows := duplicate_rows(x):
-        return f"inputs {rows[0]} and {rows[1]} of S are equal"
-    return ""
 
 
 def _status(verdicts: list[dict]) -> tuple[str, str]:

@@ -210,3 +210,22 @@ def test_products_through_the_layers_are_those_of_the_matrices(name, batches):
     for A, B in zip(matrices, products, strict=True):
         torch.testing.assert_close(B @ X, A @ X, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(B @ X[:, 0], A @ X[:, 0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "logistic", "huber", "mse"])
+def test_named_losses_are_their_functions(name):
+    x, a = data(5, 2, 3)
+    a = {"cross_entropy": a.argmax(1), "logistic": a.sigmoid()}.get(name, a)
+    functions = {
+        "cross_entropy": lambda y, b: nn.functional.cross_entropy(y, b, reduction="none"),
+        "logistic": lambda y, b: nn.functional.binary_cross_entropy_with_logits(y, b, reduction="none").sum(1),
+        "huber": lambda y, b: nn.functional.huber_loss(y, b, reduction="none").sum(1),
+        "mse": lambda y, b: nn.functional.mse_loss(y, b, reduction="none").mean(1),
+    }
+    options = {"steps": 2, "loss": functions[name], "batches": [torch.tensor([0, 3]), None]}
+    named = trained(mlp(2, 3), EXACT["sgd"], x, a, record_loss=name, **options)
+    by_autograd = trained(mlp(2, 3), EXACT["sgd"], x, a, record_loss=functions[name], **options)
+    assert named.gradient_defect < 1e-12
+    for A, B in zip(ClosedLoop(named).matrices(), ClosedLoop(by_autograd).matrices(), strict=True):
+        torch.testing.assert_close(A, B, rtol=1e-11, atol=1e-12)
+        assert not torch.equal(A, torch.eye(15, dtype=x.dtype))
