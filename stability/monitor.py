@@ -1,6 +1,7 @@
 """The running account of R pairs of runs: measured divergence, constants, bounds and enclosures at every instant."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,12 +27,12 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 class Monitor:
     """Call :meth:`record` once per instant, in order. ``pairs`` holds [R] tensors, ``run`` floats, per instant.
 
-    T4 and T5 take A_t = I − Δt·H_t∇²ℓ(y_t) of the S run, fixed before the twin is seen. ``ladder``: the rungs of a loss
-    that is not quadratic, else None.
+    ``observer(system, snapshot, eigenvalues of H)`` sees every instant too. T4 and T5 take A_t = I − Δt·H_t∇²ℓ(y_t) of the
+    S run, fixed before the twin is seen. ``ladder``: the rungs of a loss that is not quadratic, else None.
     """
 
-    def __init__(self, system: TwinSystem, dt: float):
-        self.system, self.dt = system, dt
+    def __init__(self, system: TwinSystem, dt: float, observer: Callable | None = None):
+        self.system, self.dt, self.observer = system, dt, observer
         self.pairs: dict[str, list[Tensor]] = defaultdict(list)
         self.run: dict[str, list[float]] = defaultdict(list)
         self.spectrum: list[Tensor] = []
@@ -63,6 +64,8 @@ class Monitor:
         loop = ClosedLoop(snapshot.H, self.dt, eigenvalues, sigma=system.sigma, root=snapshot.root)
         self._record_run(snapshot, eigenvalues, loop.rate, xi)
         self._last |= {"e": e.flatten(1), "loop": loop, "xi": xi, "d": d.norm(dim=-1)}
+        if self.observer is not None:
+            self.observer(system, snapshot, eigenvalues)
 
     def _record_divergence(self, e: Tensor, snapshot: Snapshot) -> None:
         norms = e.norm(dim=-1)  # [R, n]

@@ -12,12 +12,14 @@ from nt_kernel.mass import Mass, smallest_mass
 from nt_kernel.metric.output_metric import OutputMetric
 from optim.flow import gradient_flow
 from optim.step_limit import check_lr
-from stability.assumptions import NULL_SHARE, judge
+from stability.assumptions.catalogue import NULL_SHARE
+from stability.assumptions.structure import why_singular
+from stability.assumptions.verdicts import judge
 from stability.bounds import bound_ladder
 from stability.loss_step import auto_step
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.monitor import QUANTILES, Monitor
-from stability.replacement import Replacement, data_for, duplicate_rows
+from stability.replacement import Replacement, data_for
 from stability.system import TwinSystem
 
 _SUP = ("kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_others", "path_l2", "path_sup")
@@ -60,6 +62,7 @@ def train_twins(
     loss: "str | Loss | PerSample" = "squared",
     dynamics: str = "euler",
     null_twin: bool = True,
+    observer: Callable | None = None,
 ) -> TwinResult:
     """Train on S and on every S^(k→z') from one shared initialisation; measure and bound the divergence.
 
@@ -76,6 +79,7 @@ def train_twins(
         read every lr units of time.
     mass, output_metric, scale, blocks: the metric (``nt_kernel.generalized_ntk``); scale "none" is gradient descent.
     null_twin: also train S from θ₀ moved by one ulp, to see what rounding does.
+    observer: called as ``observer(system, snapshot, eigenvalues of H)`` at every instant, in order; it only looks.
 
     Raises ValueError/TypeError for bad input, ``StepTooLargeError`` (a ValueError) naming 2/λ_max for a step that S or a
     twin does not bear, ``NumericalError`` where the arithmetic fails.
@@ -97,7 +101,7 @@ def train_twins(
     )  # fmt: skip
     step = auto_step(loss, system.metric, system.block_count, scale, targets) if lr == "auto" else float(lr)
     gap = system.metric_gap()
-    monitor = Monitor(system, step)
+    monitor = Monitor(system, step, observer)
     with torch.no_grad():
         _run(system, monitor, steps, step, dynamics)
     return _result(model, system, monitor, x, replacements, step, gap, dynamics)
@@ -122,7 +126,7 @@ def _result(
     recorded = monitor.pairs if monitor.ladder is None else monitor.pairs | monitor.ladder.series
     series = {name: torch.stack(values, -1).cpu().double().numpy() for name, values in recorded.items()}
     run = {name: np.array(values) for name, values in monitor.run.items()}
-    structural = _why_singular(system, x)
+    structural = why_singular(model, x, system.p)
     if structural:  # λ_min = 0 exactly, whatever was computed
         run["xi"][:] = 0.0
     xi = float(run["xi"].min())
@@ -163,16 +167,6 @@ def _result(
         [verdict.to_dict() for verdict in verdicts],
         lr * np.arange(len(run["xi"])),
     )
-
-
-def _why_singular(system: TwinSystem, x: Tensor) -> str:
-    """What forces λ_min(H) = 0, in words; "" if nothing does."""
-    reasons = []
-    if system.n * system.p > system.parameters:
-        reasons.append(f"n·p = {system.n * system.p} > {system.parameters} parameters")
-    if rows := duplicate_rows(x):
-        reasons.append(f"inputs {rows[0]} and {rows[1]} of S are equal")
-    return " and ".join(reasons)
 
 
 def _flags(xi: float, structural: str, system: TwinSystem, z: Replacement, x: Tensor, row: dict) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nt_kernel.errors import NumericalError
-from studies.engines import WorkerLost
+from studies.running.engines import WorkerLost
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, shipped_studies
+    from studies.definition.config import Study, shipped_studies
 
     for name in sorted(shipped_studies()):
         print(f"{name:<15} {Study.from_toml(name).title}")
 
 
 def show_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, source_text
+    from studies.definition.config import Study, source_text
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
     points = len(study.points())
@@ -99,20 +99,20 @@ def show_study(arguments: argparse.Namespace) -> None:
 
 
 def run_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study
+    from studies.definition.config import Study
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
     name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
     out = arguments.out or Path("results") / name
 
-    from studies import runner
+    from studies.running import runner
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
     _write_report(out)
 
 
 def draw_report(arguments: argparse.Namespace) -> None:
-    from studies import store
+    from studies.results import store
 
     out = arguments.out
     with store.usable(out):
@@ -122,8 +122,8 @@ def draw_report(arguments: argparse.Namespace) -> None:
 
 
 def _write_report(out: Path) -> None:
-    from studies.report import write_report
-    from studies.store import usable
+    from studies.report.page import write_report
+    from studies.results.store import usable
 
     with usable(out):
         page = write_report(out)

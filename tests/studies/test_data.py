@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.config import Study
-from studies.data import check_enough_rows, dataset, draw, subset_plan
+from studies.data.subsets import check_enough_rows, dataset, draw, subset_plan
+from studies.definition.config import Study
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True)
 

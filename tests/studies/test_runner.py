@@ -13,9 +13,9 @@ import stability
 from nt_kernel.errors import NumericalError
 from optim import StepTooLargeError
 from studies import Study, load_results, run_study
-from studies.engines import WorkerLost
-from studies.frames import PAIR, TABLES
-from studies.runner import run_point, work, worker_count
+from studies.results.frames import PAIR, TABLES
+from studies.running.engines import WorkerLost
+from studies.running.runner import run_point, work, worker_count
 from tests.studies.fake_twins import fake_train_twins
 
 SMALL = ["n=6,12", "mass=1,0.1", "seeds=2", "replacements=2", "width=8", "steps=3", "workers=1"]
@@ -208,7 +208,7 @@ def test_a_lost_worker_says_what_is_kept_and_how_to_continue(monkeypatch, tmp_pa
         raise WorkerLost("a worker process died")
         yield
 
-    monkeypatch.setattr("studies.engines.run_tasks", lose)
+    monkeypatch.setattr("studies.running.engines.run_tasks", lose)
     with pytest.raises(WorkerLost, match=r"died; 0 of 8 points are finished and kept .*; the same command continues"):
         run_study(study(), tmp_path, progress=False)
 
@@ -282,7 +282,8 @@ def test_what_theory_does_not_cover_runs_with_a_verdict(overrides, assumption):
 def test_the_interrupt_of_a_terminal_ends_a_pool_at_once_and_keeps_what_is_finished(tmp_path):
     program = f"""
         import signal, sys
-        from studies import Study, run_study, runner
+        from studies import Study, run_study
+        from studies.running import runner
         from tests.studies.fake_twins import slow_attempt
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in the background
         runner._attempt = slow_attempt

@@ -6,10 +6,10 @@ import tomllib
 
 import pytest
 
-from studies import store
-from studies.config import Study
-from studies.frames import TABLES
-from studies.store import (
+from studies.definition.config import Study
+from studies.results import store
+from studies.results.frames import TABLES
+from studies.results.store import (
     DiskFullError,
     FolderError,
     collect,
