@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from examples.options import options
 from stability import Replacement, bousquet_elisseeff, parameter_constants, parameter_routes, train_twins
-from stability.risk_constants import SAMPLE_LOSSES
+from stability.losses import resolve_loss
 from studies.data import dataset
 from studies.exponents import Exponent, fit_exponent
 from studies.figure_routes import routes_figure
@@ -28,7 +28,7 @@ from studies.figure_style import number, save_figure
 from studies.models import fully_connected
 
 TWINS, SEEDS = 3, 5
-HALF_SQUARES = SAMPLE_LOSSES["squared"]
+HALF_SQUARES = resolve_loss("squared").value
 ROUTES = {
     "contraction in parameters (Kozachkov et al.)": "kozachkov",
     "convex (Hardt–Recht–Singer)": "convex",

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import unknown_name
+from stability.losses import Loss, resolve_loss
 
 SampleLosses = Callable[[Tensor], Tensor]  # outputs [N, C] → losses [N]
-QUADRATIC = {"squared": 1.0}  # ∇²ℓ = σI
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class OutputLoss:
 
 
 def output_loss(loss, targets: Tensor | None) -> OutputLoss:
-    """The loss of a recorder: "squared" (½‖y − a‖²; without targets its ∇²ℓ = I is known all the same), or a function.
+    """The loss of a recorder: by name or a ``stability.losses`` one ("squared", whose ∇²ℓ = I is known without targets), or a
+    function.
 
     A function takes the outputs on all of x [N, C] to the losses of the samples [N]; where ``targets`` are given it takes
     outputs and targets, as ``stability.losses`` do. Raises ValueError/TypeError for anything else.
@@ -63,10 +63,8 @@ def output_loss(loss, targets: Tensor | None) -> OutputLoss:
     tensor([[[ 3.,  0.],
              [ 0., 12.]]])
     """
-    if isinstance(loss, str):
-        if loss not in QUADRATIC:
-            raise ValueError(unknown_name("loss", loss, QUADRATIC))
-        return OutputLoss(loss, 1.0, None if targets is None else lambda y: _half_squares(y, targets.to(y)))
+    if isinstance(loss, str | Loss):
+        return _known(resolve_loss(loss), targets)
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function of the outputs, got {type(loss).__name__}")
     name = getattr(loss, "__name__", type(loss).__name__)
@@ -75,7 +73,15 @@ def output_loss(loss, targets: Tensor | None) -> OutputLoss:
     return OutputLoss(name, None, lambda y: loss(y, targets.to(y) if targets.is_floating_point() else targets))
 
 
-def _half_squares(y: Tensor, a: Tensor) -> Tensor:
-    if y.shape != a.shape:
-        raise ValueError(f"targets have shape {tuple(a.shape)}, the outputs {tuple(y.shape)}")
-    return 0.5 * (y - a).square().sum(1)
+def _known(loss: Loss, targets: Tensor | None) -> OutputLoss:
+    if targets is None:
+        sigma = loss.sigma(1)
+        return OutputLoss(loss.name, sigma if sigma == loss.sigma(2) else None, None)
+
+    def losses(y: Tensor) -> Tensor:
+        a = loss.encoded(targets, y.shape[1], y.dtype).to(y)
+        if y.shape != a.shape:
+            raise ValueError(f"targets have shape {tuple(targets.shape)}, the outputs {tuple(y.shape)}")
+        return loss.value(y, a)
+
+    return OutputLoss(loss.name, loss.sigma(targets.shape[-1]) if targets.is_floating_point() else None, losses)
