@@ -163,7 +163,7 @@ class Study(_Table):
         "fisher_bernoulli",
     ] = "identity"
     scale: Literal["mean", "sum", "none"] = "mean"
-    loss: Literal["squared"] = "squared"
+    loss: Literal["squared", "mse", "cross_entropy", "logistic", "huber"] = "squared"
     lr: Annotated[float | str, PlainValidator(_positive_or_auto)] = 0.1
     steps: Count = 200
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0

@@ -52,7 +52,7 @@ def render(frames: Frames, out: Path) -> str:
         title=str(frames.config.get("title", "Twin networks")),
         question=str(frames.config.get("question", "")),
         parts=[part(frames.at_width(width), out, many=len(widths) > 1) for width in widths],
-        lines=line_table(),
+        lines=line_table(frames.summary),
         command=provenance.get("command", f"stability run digits --out {out.name}"),
         commit=provenance.get("commit", ""),
         date=provenance.get("date", ""),
