@@ -79,8 +79,8 @@ def train_twins(
         ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and read every lr units of time.
     mass, output_metric, scale, blocks: the metric (``nt_kernel.generalized_ntk``); scale "none" is gradient descent.
     loss: "squared" (½‖y − a‖², the loss of the theorem), "mse" (σ = 2/p), "cross_entropy" (targets [n, p] or class indices
-        [n]), "logistic", "huber", or a convex function (:func:`stability.resolve_loss`). Where ∇²ℓ is not σI, T0 to T3 are NaN,
-        "T2H", "T3H", "T3H_drift" stand in their place (``stability.loss_ladder``), "not_applicable" says why (docs/losses.md).
+        [n]), "logistic", "huber", or a convex function (:func:`stability.resolve_loss`). Where ∇²ℓ is not σI, T0 to T3 are
+        NaN, "T2H", "T3H", "T3H_drift" stand in their place (``stability.loss_ladder``), and "not_applicable" says why.
     null_twin: also train S from θ₀ moved by one ulp, to see what rounding does.
     observer: called as ``observer(system, snapshot, eigenvalues of H)`` at every instant, in order; it only looks.
 
