@@ -17,6 +17,8 @@ QUESTIONS = {
     "growth": "benchmarks.growth",
     "solver": "benchmarks.solver",
     "step": "benchmarks.step",
+    "rlo": "benchmarks.rlo",
+    "movement": "benchmarks.movement",
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",

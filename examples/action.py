@@ -14,8 +14,8 @@ import torch
 
 from optim import Woodbury
 from stability.action_record import ActionRecord, record_action
+from studies.data.datasets import dataset
 from studies.data.models import fully_connected
-from studies.data.subsets import dataset
 from studies.figures.action import action_figure, excess_action
 from studies.figures.style import save_figure
 

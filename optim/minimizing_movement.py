@@ -149,8 +149,8 @@ def _check(model, energy, solver, tau, steps, delta, inner_steps, inner_seconds)
         raise ValueError("the model has no trainable parameters (all have requires_grad=False)")
     if not isinstance(energy, Energy):
         raise TypeError(
-            f"energy must be one of optim's energies, got {energy!r}; write ConvexEnergy(function, convexity=λ) for a callable, "
-            "SquaredEnergy(targets) for targets"
+            f"energy must be one of optim's energies, got {energy!r}; write ConvexEnergy(function, convexity=λ) for a "
+            "callable, SquaredEnergy(targets) for targets"
         )
     if not isinstance(solver, GaussNewton | FirstOrder):
         raise TypeError(

@@ -14,8 +14,8 @@ ROOMS = {
     "studies": [
         "catalogue",
         "definition",
-        "data",
         "results",
+        "data",
         "findings",
         "figures",
         "report",

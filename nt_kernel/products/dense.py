@@ -7,10 +7,11 @@ with AVX-512); oneDNN, which torch has on board for convolutions, uses all of it
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# Fewer multiplications than this are over before oneDNN has looked at its operands.
-LARGE = 2**20
+# Fewer multiplications than this are over before oneDNN has looked at its operands; of a batch, for each of its products.
+LARGE, LARGE_IN_BATCH = 2**20, 2**21
 
 
 def rows_product(left: Tensor, right: Tensor) -> Tensor:
@@ -19,9 +20,15 @@ def rows_product(left: Tensor, right: Tensor) -> Tensor:
     >>> rows_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     tensor([[11., 17.]])
     """
-    if _takes(left, right):
-        return _one_dnn()(left, right, None, "none", [], "")
-    return left @ right.mT
+    if not _takes(left, right):
+        return left @ right.mT
+    multiply = _one_dnn()
+    if left.dim() == 2:
+        return multiply(left, right, None, "none", [], "")
+    out = left.new_empty(*left.shape[:-1], right.shape[-2])
+    for one, other, into in zip(left, right, out, strict=True):
+        into.copy_(multiply(one, other, None, "none", [], ""))
+    return out
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -33,12 +40,25 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return rows_product(left, right.mT)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``: x · weightᵀ + bias.
+
+    >>> linear(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
+    tensor([[3.5000]])
+    """
+    if x.dim() == 2 and _takes(x, weight) and (bias is None or not bias.requires_grad):
+        return _one_dnn()(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
 def _takes(left: Tensor, right: Tensor) -> bool:
-    """True for two large matrices of float32 on the CPU, outside of derivatives and transforms, where oneDNN is there."""
+    """True for two large matrices (or equally many) of float32 on the CPU, outside of derivatives and transforms."""
+    dims = left.dim()
     return (
         left.dtype == right.dtype == torch.float32
-        and left.dim() == right.dim() == 2
-        and left.numel() * len(right) >= LARGE
+        and right.dim() == dims
+        and (dims == 2 or (dims == 3 and len(left) == len(right)))
+        and left.shape[-2:].numel() * right.shape[-2] >= (LARGE if dims == 2 else LARGE_IN_BATCH)
         and left.device.type == right.device.type == "cpu"
         and not (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad))
         and torch._C._functorch.maybe_current_level() is None

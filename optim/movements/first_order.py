@@ -11,7 +11,7 @@ from optim.movements.inner import InnerProblem
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """``factory``: parameters → optimizer, ``lambda params: torch.optim.Adam(params, lr=1e-3)``; one inner iteration is one step.
+    """``factory``: parameters → optimizer, ``lambda params: torch.optim.Adam(params, lr=1e-3)``; an iteration is one step.
 
     ``keep``: one optimizer, with its moments, for all outer steps; otherwise a new one for each. ``closure``: for those that
     ask for one (LBFGS). Raises TypeError unless ``factory`` is callable, and when it does not make a torch optimizer.
@@ -27,7 +27,7 @@ class FirstOrder:
     def __post_init__(self):
         if not callable(self.factory):
             raise TypeError(
-                f"FirstOrder takes a function from parameters to an optimizer, lambda params: Adam(params); got {self.factory!r}"
+                f"FirstOrder takes a function from parameters to an optimizer, lambda p: Adam(p); got {self.factory!r}"
             )
 
     def session(self, model: nn.Module) -> "FirstOrderSession":

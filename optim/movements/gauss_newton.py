@@ -9,7 +9,7 @@ kernel ridge regression of the Newton step −B⁻¹ρ of function space: an [NC
 (``blocks="network"``) of the layer metric with M = B and c = w/ε: blocks of layers overshoot by up to their number.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
@@ -22,7 +22,8 @@ from nt_kernel.capture.probe import split_state
 from nt_kernel.errors import NumericalError, unknown_name
 from nt_kernel.factors import Factor, join_factors, layer_factors
 from nt_kernel.mass import Mass, Masses, resolve_mass
-from nt_kernel.metric.cg_system import ConjugateGradientSystem
+from nt_kernel.metric.cg_system import ConjugateGradientSystem, auto_budget, tolerance_of
+from nt_kernel.metric.cost_model import worth_a_try
 from nt_kernel.metric.layer_metric import push_through
 from nt_kernel.metric.output_metric import resolve_output_metric
 from nt_kernel.metric.triangular import solve_factored
@@ -31,14 +32,16 @@ from optim.movements.inner import InnerProblem, copy_into, network_outputs
 from optim.movements.space import Curvature, definite
 from optim.trust_region import trust_region
 
-SOLVERS = ("cholesky", "cg")
+IDENTITY = resolve_output_metric("identity")
+SOLVERS = ("auto", "cholesky", "cg")
 
 
 @dataclass(frozen=True)
 class GaussNewton:
     """``damping`` ε: Levenberg–Marquardt by default (a move is taken where F falls), a number, or a function of the number of
     iterations. ``lr``: the share of a step that is taken, < 1 follows the metric flow (with a number for ε). ``mass``: D.
-    ``solver``: "cholesky" of [NC, NC], or "cg" (conjugate gradients, K never formed) for energies whose curvature is a number.
+    ``solver``: "cholesky" of [NC, NC]; "cg" (preconditioned conjugate gradients, K never formed), for energies whose
+    curvature is a number; "auto", there the cheaper one (``nt_kernel.metric.cost_model``), else Cholesky.
 
     Raises ValueError/TypeError for values out of range, lr ≠ 1 with Levenberg–Marquardt.
 
@@ -49,7 +52,7 @@ class GaussNewton:
     damping: Damping = field(default_factory=lambda: LevenbergMarquardt(start=1e-3))
     mass: Mass = 1.0
     lr: float = 1.0
-    solver: str = "cholesky"
+    solver: str = "auto"
 
     def __post_init__(self):
         damping_at(self.damping, 0)
@@ -59,7 +62,7 @@ class GaussNewton:
             raise ValueError(f"lr of GaussNewton must be positive and finite, got {self.lr!r}")
         if self.lr != 1 and isinstance(self.damping, LevenbergMarquardt):
             raise ValueError(
-                f"lr={self.lr:g} with damping=LevenbergMarquardt(…): the trust region sets the length; write damping=1e-3 or lr=1"
+                f"lr={self.lr:g} with damping=LevenbergMarquardt(…): the trust region sets the length; write damping=1e-3"
             )
 
     def session(self, model: nn.Module) -> "GaussNewtonSession":
@@ -71,15 +74,16 @@ class GaussNewton:
 
 @dataclass
 class GaussNewtonSession:
-    """What Gauss–Newton keeps between outer steps: its damping and Nielsen's ν."""
+    """What Gauss–Newton keeps between outer steps: its damping, Nielsen's ν, and Cholesky once it had to take over."""
 
     settings: GaussNewton
     damping: float = field(init=False)
+    solver: str = field(init=False)
     growth: float = 2.0
     steps: int = 0
 
     def __post_init__(self):
-        self.damping = damping_at(self.settings.damping, 0)
+        self.damping, self.solver = damping_at(self.settings.damping, 0), self.settings.solver
 
     @torch.no_grad()
     def iterate(self, problem: InnerProblem) -> Iterator[Tensor]:
@@ -92,8 +96,14 @@ class GaussNewtonSession:
 
     def _one(self, problem: InnerProblem) -> Tensor | None:
         """One iteration; the outputs it led to, None where no move lowers F."""
+        view = View.of(problem, self.settings.mass, self.solver)
+        found = self._moved(problem, view)
+        if self.solver == "auto" and view.gave_up:
+            self.solver = "cholesky"
+        return found
+
+    def _moved(self, problem: InnerProblem, view: "View") -> Tensor | None:
         trust, model = self.settings.damping, problem.model
-        view = View.of(problem, self.settings.mass, self.settings.solver)
         if not isinstance(trust, LevenbergMarquardt):
             move, _ = view.step(damping_at(trust, self.steps))
             copy_into(problem.params, {n: p + self.settings.lr * move[n] for n, p in problem.params.items()})
@@ -149,7 +159,9 @@ class View:
     slope: Tensor  # ρ, in the model's dtype
     curvature: Curvature
     dtype: torch.dtype
-    solver: str
+    solver: str  # "cholesky", or "cg" with a budget (in its own steps) after which Cholesky takes over
+    budget: float | None = None
+    gave_up: bool = False
     gram: Tensor | None = None
 
     @staticmethod
@@ -167,13 +179,17 @@ class View:
                 f'solver="cg" needs an energy of constant curvature (SquaredEnergy), this one is of kind {curvature.kind!r}; '
                 'write solver="cholesky"'
             )
-        return View(joint, masses, u, problem.slope(u).to(y.dtype), curvature, y.dtype, solver)
+        budget = None
+        if solver == "auto":
+            budget = auto_budget(joint, len(u), masses, IDENTITY, y) if curvature.kind == "number" else 0.0
+            solver = "cg" if worth_a_try(budget, tolerance_of(y.dtype)) else "cholesky"
+        return View(joint, masses, u, problem.slope(u).to(y.dtype), curvature, y.dtype, solver, budget)
 
     def step(self, epsilon: float) -> tuple[dict[str, Tensor], float]:
         """(Δ by parameter name, the decrease of F that the model foretells, ½⟨z, ρ + (ε/w)v⟩ with v the dual and z = K v)."""
         N, C = self.slope.shape
         ratio = epsilon * N  # ε/w
-        if self.solver == "cg":
+        if self.solver != "cholesky":
             v = self._by_conjugate_gradients(ratio)
         else:
             if self.gram is None:
@@ -189,9 +205,11 @@ class View:
     def _by_conjugate_gradients(self, ratio: float) -> Tensor:
         """v = (ratio·I + bK)⁻¹ρ = (I + (b/ratio)K)⁻¹ρ/ratio."""
         b = self.curvature.matrix().item()
-        identity = resolve_output_metric("identity")
-        y = self.u.to(self.dtype)
+        y, where = self.u.to(self.dtype), "minimizing movement: "
         system = ConjugateGradientSystem(
-            self.factor, len(y), self.masses, b / ratio, identity, y, "minimizing movement: "
+            self.factor, len(y), self.masses, b / ratio, IDENTITY, y, where, budget=self.budget
         )
-        return system.dual(self.slope) / ratio
+        v = system.dual(self.slope) / ratio
+        if system.last.solver == "cholesky":  # CG made way: the next damping will hardly be kinder to it
+            self.solver, self.gave_up = "cholesky", True
+        return v

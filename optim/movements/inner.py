@@ -68,7 +68,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Inner:
-    """How an inner solve went: the outputs it left the model at (the best it met), their distance δ from the proximal point."""
+    """How an inner solve went: the outputs it left the model at (the best it met), their distance δ to the proximal point."""
 
     outputs: Tensor
     delta: float
@@ -90,7 +90,7 @@ def solve_inner(
     seconds: float = inf,
     clock: Callable[[], float],
 ) -> Inner:
-    """Iterate until ‖u − ``target``‖ ≤ ``delta``, ``most`` iterations or ``seconds`` of solver time; the model keeps the best θ.
+    """Iterate until ‖u − ``target``‖ ≤ ``delta``, ``most`` iterations or ``seconds`` of the solver; the best θ stays.
 
     The time is the solver's own: distances and copies of the best iterate are not in it.
     """

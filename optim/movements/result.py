@@ -11,9 +11,9 @@ from optim.movements.tracking import Trajectory, tracking_columns
 
 @dataclass(frozen=True)
 class MovementRun:
-    """K outer steps. ``trajectory`` in function space, ``inner`` how each was solved, ``energies`` E(u^k) and
-    ``exact_energies`` E(ū^k) [K + 1], ``certificates`` ‖∇F(u^{k+1})‖/(λ + 1/τ) [K], which bound δ_k without the proximal point;
-    ``parameters`` θ^k by name, [K + 1], where they were asked for."""
+    """K outer steps: ``trajectory`` in function space, ``inner`` how each was solved; ``energies`` E(u^k), ``exact_energies``
+    E(ū^k) [K + 1], ``certificates`` ‖∇F(u^{k+1})‖/(λ + 1/τ) [K], which bound δ_k without the proximal point; ``target`` the δ
+    asked for; ``parameters`` θ^k by name, [K + 1, …], where they were kept."""
 
     trajectory: Trajectory
     inner: tuple[Inner, ...]

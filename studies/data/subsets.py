@@ -6,13 +6,16 @@ are replaced by the same z', and equal widths start from the same parameters. A 
 these choices. A smaller smallest n draws the k anew, since all of them must lie below it; S, z' and initialisation stay.
 """
 
+import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.definition.config import Point, Study
+from studies.data.datasets import Loaded, load, with_label_noise
+from studies.data.models import convolutional, fully_connected, own_model
+from studies.definition.points import Point
+from studies.definition.training import TrainingStudy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,34 +78,35 @@ class Draw:
     """What one point is trained on. ``plan`` says which rows of the data set these are."""
 
     model: "nn.Module"
-    x: "Tensor"  # [n, d]
+    x: "Tensor"  # [n, …]
     targets: "Tensor"  # [n, p]
     replaced: list[int]  # [R], k
-    replacement_x: "Tensor"  # [R, d], the inputs of z'
+    replacement_x: "Tensor"  # [R, …], the inputs of z'
     replacement_targets: "Tensor"  # [R, p]
     replacement_rows: list[int]  # [R], row numbers of z'
-    held_out: "Tensor"  # [Q, d]
+    held_out: "Tensor"  # [Q, …]
+    held_out_targets: "Tensor"  # [Q, p], without label noise
+    classes: int  # 0 for regression
 
 
-def draw(study: Study, point: Point) -> Draw:
+def draw(study: TrainingStudy, point: Point) -> Draw:
     """Data, replacements and initialisation of one point, on the study's device and in its dtype."""
     import torch
 
-    from studies.data.models import fully_connected
-
-    inputs, targets = dataset(study.data.name)
-    data, initial, swaps = np.random.SeedSequence(point.seed).spawn(3)
-    plan = _plan(study, len(inputs), data, swaps)
+    loaded = load(study.data)
+    data, initial, swaps, noise = np.random.SeedSequence(point.seed).spawn(4)
+    plan = _plan(study, len(loaded.inputs), data, swaps)
     rows = plan.train[: point.n]
+    targets = with_label_noise(loaded.targets, loaded.classes, study.data.label_noise, noise)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array, dtype=getattr(torch, study.dtype), device=study.device)
 
     # The initialisation depends on seed and width alone, whatever n and mass are.
     initial = np.random.SeedSequence(initial.entropy, spawn_key=(*initial.spawn_key, point.width))
-    sizes = [inputs.shape[1], *[point.width] * study.model.hidden, targets.shape[1]]
+    inputs = shaped(study, loaded)
     return Draw(
-        model=fully_connected(sizes, study.model.activation, initial, dtype=study.dtype, device=study.device),
+        model=network(study, point.width, inputs.shape[1:], targets.shape[1], initial),
         x=tensor(inputs[rows]),
         targets=tensor(targets[rows]),
         replaced=plan.replaced.tolist(),
@@ -110,36 +114,56 @@ def draw(study: Study, point: Point) -> Draw:
         replacement_targets=tensor(targets[plan.replacements]),
         replacement_rows=plan.replacements.tolist(),
         held_out=tensor(inputs[plan.held_out]),
+        held_out_targets=tensor(loaded.targets[plan.held_out]),
+        classes=loaded.classes,
     )
 
 
-def check_enough_rows(study: Study) -> None:
-    """Raise the ValueError of :func:`subset_plan` before anything is trained."""
-    _plan(study, len(dataset(study.data.name)[0]), *np.random.SeedSequence(study.seed).spawn(2))
+def shaped(study: TrainingStudy, loaded: Loaded) -> np.ndarray:
+    """The inputs as the network takes them: rows for "mlp", images for "cnn", as they are for a model of the user's own."""
+    inputs = loaded.inputs
+    if study.model.architecture == "mlp":
+        return inputs.reshape(len(inputs), -1)
+    if study.model.architecture != "cnn":
+        return inputs
+    shape = loaded.image or (inputs.shape[1:] if inputs.ndim == 4 else None)
+    if shape is None:
+        raise ValueError(
+            f"model.architecture = cnn takes images, rows of data.name = {study.data.name} are {inputs.shape[1:]}; expected "
+            "[rows, channels, height, width]; write model.architecture=mlp"
+        )
+    return inputs.reshape(len(inputs), *shape)
 
 
-def _plan(study: Study, rows: int, data: np.random.SeedSequence, swaps: np.random.SeedSequence) -> SubsetPlan:
+def network(
+    study: TrainingStudy, width: int, inputs: tuple[int, ...], outputs: int, stream: np.random.SeedSequence
+) -> "nn.Module":
+    """The study's network at its start."""
+    model, place = study.model, {"dtype": study.dtype, "device": study.device}
+    if model.architecture == "mlp":
+        return fully_connected([inputs[0], *[width] * model.hidden, outputs], model.activation, stream, **place)
+    if model.architecture == "cnn":
+        return convolutional(inputs, width, model.hidden, outputs, model.activation, stream, **place)
+    offered = {"inputs": inputs[0] if len(inputs) == 1 else inputs, "outputs": outputs, "width": width}
+    offered |= {"hidden": model.hidden, "activation": model.activation}
+    return own_model(model.architecture, offered, model.arguments, stream, **place)
+
+
+def check_data(study: TrainingStudy) -> None:
+    """Raise what is wrong with data and model before anything is trained: too few rows, a model that does not fit."""
+    seen = set()
+    for point in study.points():
+        at = study.at(point)
+        settings = json.dumps([at.data.model_dump(), at.model.model_dump(), point.width], sort_keys=True, default=str)
+        if settings in seen:
+            continue
+        seen.add(settings)
+        loaded = load(at.data)
+        _plan(at, len(loaded.inputs), *np.random.SeedSequence(study.seed).spawn(2))
+        inputs = shaped(at, loaded)
+        if ":" in at.model.architecture:
+            network(at, point.width, inputs.shape[1:], loaded.targets.shape[1], np.random.SeedSequence(0))
+
+
+def _plan(study: TrainingStudy, rows: int, data: np.random.SeedSequence, swaps: np.random.SeedSequence) -> SubsetPlan:
     return subset_plan(rows, study.grid.n, study.grid.replacements, study.data.held_out, data, swaps)
-
-
-@lru_cache
-def dataset(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [rows, d] and targets [rows, p] in float64, read-only; ``name`` is one that the config allows.
-
-    >>> inputs, targets = dataset("digits")
-    >>> inputs.shape, targets.shape, float(np.linalg.norm(inputs[0])) ** 2
-    ((1797, 64), (1797, 10), 8.0)
-    """
-    inputs, targets = {"digits": _digits}[name]()
-    for array in (inputs, targets):
-        array.setflags(write=False)
-    return inputs, targets
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: pixels / 16, then each image scaled to norm √8; labels as one-hot rows."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = images / 16
-    return images * (np.sqrt(8) / np.linalg.norm(images, axis=1, keepdims=True)), np.eye(10)[labels]

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,9 @@ from pydantic import BaseModel
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Full path → type of every key, tables resolved.
 
-    >>> from studies.definition.config import Data
-    >>> list(keys(Data))
-    ['name', 'held_out']
+    >>> from studies.definition.config import Grid
+    >>> list(keys(Grid))
+    ['seeds']
     """
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
@@ -50,27 +51,52 @@ def apply_overrides(raw: dict, overrides: Iterable[str] | Mapping[str, Any], mod
         texts = [overrides] if isinstance(overrides, str) else list(overrides)
         problems += [f"override {text!r} should be written key=value" for text in texts if "=" not in text]
         pairs = [(name.strip(), text) for name, equals, text in (text.partition("=") for text in texts) if equals]
-        overrides = {name: parse_value(text, known.get(_full_name(name, known))) for name, text in pairs}
-    for name, value in overrides.items():
-        full = _full_name(name, known)
-        if full is None:
-            problems.append(_unknown(name, value, known))
+    else:
+        pairs = list(overrides.items())
+    for name, value in pairs:
+        path = _path(name, known, raw.get("grid"))
+        if isinstance(value, str) and not isinstance(overrides, Mapping):
+            axis = len(path or ()) == 2 and path[0] == "grid" and ".".join(path) not in known
+            value = parse_value(value, list if axis else known.get(".".join(path or ())))
+            value = value if not axis or isinstance(value, list) else [value]
+        if path is None:
+            problems.append(unknown_key(name, value, known))
             continue
-        *tables, leaf = full.split(".")
+        *tables, leaf = path
         place = raw
         for table in tables:
             place = place.setdefault(table, {})
-        if isinstance(place, dict):  # otherwise the check of the whole says that a table was expected
+            if not isinstance(place, dict):
+                break  # the check of the whole says that a table was expected
+        else:
             place[leaf] = value
     return problems
 
 
-def _full_name(name: str, known: Iterable[str]) -> str | None:
+def _path(name: str, known: Mapping[str, Any], grid: Any) -> list[str] | None:
+    """Where an override goes: the axis of that key where there is one, the key, a new axis ``grid.KEY``, or a place below a
+    key that is a table of the user's own."""
+    full = full_name(name, known)
+    if full is not None:
+        return ["grid", full] if isinstance(grid, dict) and full in grid else full.split(".")
+    table, _, key = name.partition(".")
+    if table == "grid" and key and "grid" in {path.partition(".")[0] for path in known}:
+        full = full_name(key, known)
+        return ["grid", full] if full and not full.startswith("grid.") else None
+    for path, kind in known.items():
+        if (typing.get_origin(kind) or kind) is dict and name.startswith(f"{path}."):
+            return name.split(".")
+    return None
+
+
+def full_name(name: str, known: Iterable[str]) -> str | None:
+    """The one key that ``name`` is, or is the last part of."""
     matches = [full for full in known if full == name] or [full for full in known if full.endswith(f".{name}")]
     return matches[0] if len(matches) == 1 else None
 
 
-def _unknown(name: str, value: Any, known: Iterable[str], tables: Iterable[str] = ()) -> str:
+def unknown_key(name: str, value: Any, known: Iterable[str], tables: Iterable[str] = ()) -> str:
+    """What is said of a key that nobody knows, with the nearest one that there is."""
     table, _, last = name.rpartition(".")
     inside = [full for full in known if table and full.startswith(f"{table}.")]  # the keys of a table that there is
     guess = nearest(last, inside) or nearest(last if inside else name, [*known, *tables])
@@ -107,7 +133,7 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     value, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
-        return _unknown(path, value, keys(model), model.model_fields)
+        return unknown_key(path, value, keys(model), model.model_fields)
     if kind == "missing":
         return f"{path} is missing"
     if kind == "too_short":
@@ -134,20 +160,30 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_toml(table: Mapping[str, Any]) -> str:
-    """TOML text of a dict of values and of one level of tables.
+def to_toml(table: Mapping[str, Any], path: str = "") -> str:
+    """TOML text of nested dicts of values; the values of a table come before the tables in it.
 
-    >>> print(to_toml({"lr": 0.1, "grid": {"n": [6, 12]}}), end="")
+    >>> print(to_toml({"lr": 0.1, "grid": {"n": [6, 12], "model.hidden": [1]}}), end="")
     lr = 0.1
     <BLANKLINE>
     [grid]
     n = [6, 12]
+    "model.hidden" = [1]
     """
-    lines = [f"{name} = {_toml_value(value)}" for name, value in table.items() if not isinstance(value, Mapping)]
+    lines = [f"{_toml_key(name)} = {_toml_value(value)}" for name, value in table.items() if not _is_table(value)]
+    text = "\n".join([f"[{path}]"] * bool(path) + lines) + "\n" if lines or path else ""
     for name, inner in table.items():
-        if isinstance(inner, Mapping):
-            lines += ["", f"[{name}]"] + [f"{key} = {_toml_value(value)}" for key, value in inner.items()]
-    return "\n".join(lines) + "\n"
+        if _is_table(inner):
+            text += "\n" * bool(text) + to_toml(inner, f"{path}.{_toml_key(name)}".lstrip("."))
+    return text
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _toml_value(value: Any) -> str:

@@ -118,7 +118,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    from studies.results.store import write_whole
+    from studies.results.whole import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()

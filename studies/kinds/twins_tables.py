@@ -13,20 +13,19 @@ import pandas as pd
 
 from nt_kernel.errors import NumericalError
 from studies.data.subsets import Draw
-from studies.definition.config import Point
 
 
-def as_tables(point: Point, drawn: Draw, result) -> dict[str, pd.DataFrame]:
+def as_tables(key: dict, drawn: Draw, result) -> dict[str, pd.DataFrame]:
     """The result of ``train_twins`` with key columns in front: n, width, mass, seed; replaced, replacement of a pair.
 
-    Raises NumericalError when a summary number is NaN.
+    ``key``: the columns of the point (``study.columns``). Raises NumericalError when a summary number is NaN.
     """
-    key = {"n": point.n, "width": point.width, "mass": point.mass, "seed": point.seed}
+    rows = [{f"{name}_used" if name in key else name: value for name, value in pair.items()} for pair in result.pairs]
     pair_keys = [
         key | {"replaced": k, "replacement": row} for k, row in zip(drawn.replaced, drawn.replacement_rows, strict=True)
     ]
-    summary = pd.DataFrame([pair_key | pair for pair_key, pair in zip(pair_keys, result.pairs, strict=True)])
-    _refuse_nan(point, summary)
+    summary = pd.DataFrame([pair_key | pair for pair_key, pair in zip(pair_keys, rows, strict=True)])
+    _refuse_nan(summary)
 
     run = {name: np.asarray(series) for name, series in result.run.items()}
     step = np.arange(len(next(iter(run.values()))))  # [T + 1]
@@ -72,6 +71,6 @@ def _assumptions(key: dict, drawn: Draw, rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(found).astype({"value": float, "threshold": float, "margin": float})
 
 
-def _refuse_nan(point: Point, summary: pd.DataFrame) -> None:
+def _refuse_nan(summary: pd.DataFrame) -> None:
     if broken := list(summary.columns[summary.isna().any()]):
         raise NumericalError(f"not a number in {', '.join(broken)}")

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studies.report.tables import assumption_table, exponent_table, flag_list, line_table, meanings, median_tables
+from studies.definition.kinds import Section, kind_of
+from studies.definition.points import written
+from studies.report.tables import (
+    assumption_table,
+    exponent_table,
+    flag_list,
+    line_table,
+    meanings,
+    median_tables,
+    plain_table,
+)
 from studies.results.frames import Frames, read_frames
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-TEMPLATE = "report.html.j2"
+LADDER, SECTIONS = "report.html.j2", "sections.html.j2"
 
 
 def write_report(out: str | Path) -> Path:
@@ -26,7 +36,7 @@ def write_report(out: str | Path) -> Path:
     Raises:
         ValueError: no readable summary in `out`.
     """
-    from studies.results.store import write_whole
+    from studies.results.whole import write_whole
 
     out = Path(out)
     page = render(read_frames(out), out)
@@ -46,52 +56,68 @@ def render(frames: Frames, out: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["subscripts"] = subscripts
-    widths = frames.widths
+    kind = kind_of(frames.config.get("kind", "twins"))
     provenance = frames.config.get("provenance", {})
-    return environment.get_template(TEMPLATE).render(
-        title=str(frames.config.get("title", "Twin networks")),
-        question=str(frames.config.get("question", "")),
-        parts=[part(frames.at_width(width), out, many=len(widths) > 1) for width in widths],
-        lines=line_table(),
-        command=provenance.get("command", f"stability run digits --out {out.name}"),
-        commit=provenance.get("commit", ""),
-        date=provenance.get("date", ""),
-        versions=versions(provenance),
-        config=config_lines(frames.config),
-        out=out.name,
+    page = {
+        "title": str(frames.config.get("title", "Twin networks")),
+        "question": str(frames.config.get("question", "")),
+        "command": provenance.get("command", f"stability run digits --out {out.name}"),
+        "commit": provenance.get("commit", ""),
+        "date": provenance.get("date", ""),
+        "versions": versions(provenance),
+        "config": config_lines(frames.config),
+        "out": out.name,
+    }
+    drawn = [placed(section, out) for section in kind.sections(frames)]
+    if kind.name == "twins":
+        parts = [part(cut, out, values) for values, cut in frames.parts()]
+        return environment.get_template(LADDER).render(page=page, across=drawn, parts=parts, lines=line_table())
+    return environment.get_template(SECTIONS).render(
+        page=page,
+        finding=kind.finding(frames),
+        figures=drawn,
+        numbers=[plain_table(caption, table) for caption, table in kind.numbers(frames)],
     )
 
 
-def part(frames: Frames, out: Path, *, many: bool) -> dict[str, Any]:
-    """What the page says of one width."""
-    from studies.figures.overview import draw_figures
+def placed(section: Section, out: Path, suffix: str = "") -> dict[str, Any]:
+    """A section's figure drawn into the folder and as an element of the page."""
+    from studies.figures.style import save_figure
+
+    name = section.name + suffix
+    files = save_figure(section.make(), out / "figures" / name)
+    svg = inline_svg(files[0], name, section.title)
+    return {"id": name, "title": section.title, "caption": section.caption, "svg": svg}
+
+
+def part(frames: Frames, out: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of one width and one value of every further axis; ``values``: those that the study varies."""
+    from studies.figures.overview import drawings
     from studies.report.paragraph import details, headline
 
-    width = frames.widths[0]
-    suffix = f"-width{width}" if many else ""
-    figures = [
-        {
-            "id": drawing.name + suffix,
-            "title": drawing.title,
-            "caption": drawing.caption,
-            "svg": inline_svg(files[0], drawing.name + suffix, drawing.title),
-        }
-        for drawing, files in draw_figures(frames, out / "figures", suffix)
-    ]
+    suffix = "".join(f"-{name.rpartition('.')[2]}{slug(written(value))}" for name, value in values.items())
     return {
         "id": suffix.lstrip("-") or "study",
         "suffix": suffix,
-        "name": f"width {width}" if many else "",
+        "name": ", ".join(f"{name} {written(value)}" for name, value in values.items()),
         "headline": headline(frames),
         "details": details(frames),
         "assumptions": assumption_table(frames.assumptions),
         "meanings": meanings(frames.assumptions),
-        "figures": figures,
+        "figures": [placed(drawing, out, suffix) for drawing in drawings(frames)],
         "medians": median_tables(frames.summary),
         "exponents": exponent_table(frames.summary),
         "flags": flag_list(frames.summary),
         "pairs": len(frames.summary),
     }
+
+
+def slug(text: str) -> str:
+    """
+    >>> slug("package.module:factory")
+    'package.module_factory'
+    """
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", text)
 
 
 def inline_svg(path: Path, prefix: str, title: str) -> Markup:

@@ -231,3 +231,22 @@ def flag_list(summary: pd.DataFrame) -> list[tuple[str, int, str]]:
         places = [f"mass {mass:g}: n = {', '.join(map(str, sorted(set(ns))))}" for mass, ns in by_mass]
         found.append((str(flag), len(rows), "; ".join(places)))
     return found
+
+
+def plain_table(caption: str, frame: pd.DataFrame) -> Table:
+    """Any frame as rows of text, numbers to four digits; columns of words name the row.
+
+    >>> import pandas as pd
+    >>> plain_table("", pd.DataFrame({"optimizer": ["adam"], "n": [6], "sup": [0.123456]})).rows
+    [['adam', '6', '0.1235']]
+    """
+    words = [name for name in frame.columns if frame[name].dtype.kind not in "iuf"]
+    frame = frame[[*words, *(name for name in frame.columns if name not in words)]]
+
+    def cell(value) -> str:
+        if isinstance(value, float | np.floating):
+            return "–" if np.isnan(value) else f"{value:.4g}"
+        return str(value)
+
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
+    return Table([(str(name), str(name)) for name in frame.columns], rows, max(len(words), 1), caption)

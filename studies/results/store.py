@@ -1,10 +1,13 @@
 """The result folder. Everything in it is whole or absent: written beside its place, synced, then renamed.
 
-    DIR/config.toml                the study as run, with [provenance]: versions, commit, host, date, command
-    DIR/points/<key>/              one finished point: four tables and point.json with their checksums
-    DIR/{summary,trajectories,spectra,assumptions}.parquet    the tables of all finished points
+    DIR/config.toml        the study as run, with [provenance]: versions, commit, host, date, command
+    DIR/points/<key>/      one finished point: its tables and point.json with their checksums, seconds, host
+    DIR/failed/<key>.json  a point that failed, with its traceback; gone once it is finished
+    DIR/runs/*.json        one file per run: when, where, how long, with which engine, what came of it
+    DIR/<table>.parquet    the tables of all finished points together: summary, …
 
-A point that is not whole (a killed process, a damaged disk) fails its checksums and is trained again.
+A point that is not whole (a killed process, a damaged disk) fails its checksums and is computed again. Several processes
+may work on one folder: a point that two of them finish is there once, and their numbers are the same.
 """
 
 import errno
@@ -15,49 +18,24 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studies.definition.config import ConfigError, Point, Study
+from studies.definition.config import ConfigError, Study
 from studies.definition.config_text import to_toml
-from studies.results.frames import PAIR, POINT, TABLES
+from studies.definition.points import Point
+from studies.results.whole import FolderError, sync, umask, usable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from studies.results.frames import Frames
 
-ORDER = {"summary": PAIR, "trajectories": [*PAIR, "step"], "spectra": [*POINT, "step", "quantile"], "assumptions": PAIR}
 # A half-written folder older than this many seconds was left by a process that was killed; a living one takes far less.
 STALE = 600
-FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-class FolderError(ValueError):
-    """The output folder cannot be used: foreign, of another study, or not writable."""
-
-
-class DiskFullError(OSError):
-    """No room is left for the results: not the input's fault, and the same command continues once there is."""
-
-
-@contextmanager
-def usable(out: str | Path) -> Iterator[None]:
-    """What the system refuses in the folder ``out``, in one line: FolderError, or DiskFullError when it has no room."""
-    try:
-        yield
-    except DiskFullError:
-        raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskFullError(
-                f"the disk of {out} is full; make room and give the same command again, finished points are kept"
-            ) from error
-        file = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
-        what = f" ({file})" if file and not file.startswith(".") and file != Path(out).name else ""
-        raise FolderError(f"cannot use the folder {out}: {error.strerror or error}{what}; give another one") from error
+OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 def open_folder(out: str | Path, study: Study, provenance: Mapping[str, Any]) -> list[Point]:
@@ -119,21 +97,6 @@ def write_config(out: Path, study: Study, provenance: Mapping[str, Any]) -> None
     write_whole(out / "config.toml", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then put it there in one move: whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode is for the owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
 def write_point(out: Path, point: Point, tables: Mapping[str, "pd.DataFrame"], facts: Mapping[str, Any]) -> None:
     """Store one finished point with ``facts`` about it (seconds, …); what was there and is not whole gives way."""
     with usable(out):
@@ -144,22 +107,39 @@ def _write_point(out: Path, point: Point, tables: Mapping[str, "pd.DataFrame"], 
     points = out / "points"
     temporary = Path(tempfile.mkdtemp(dir=points, prefix=f".{point.key}."))
     try:
-        temporary.chmod(0o777 & ~_umask())
-        for name in TABLES:
-            tables[name].to_parquet(temporary / f"{name}.parquet", index=False)
-            _sync(temporary / f"{name}.parquet")
-        checksums = {name: _checksum(temporary / f"{name}.parquet") for name in TABLES}
+        temporary.chmod(0o777 & ~umask())
+        checksums = {}
+        for name, table in tables.items():
+            table.to_parquet(temporary / f"{name}.parquet", index=False)
+            sync(temporary / f"{name}.parquet")
+            checksums[name] = _checksum(temporary / f"{name}.parquet")
         record = {"key": point.key, **facts, "sha256": checksums}
         (temporary / "point.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _sync(temporary / "point.json")
-        _sync(temporary)
-        if is_finished(out, point):  # another run was faster; its numbers are the same
-            return
-        shutil.rmtree(points / point.key, ignore_errors=True)
-        os.replace(temporary, points / point.key)
-        _sync(points)
+        sync(temporary / "point.json")
+        sync(temporary)
+        while not is_finished(out, point):  # or another process was faster; its numbers are the same
+            try:
+                os.rename(temporary, points / point.key)
+                break
+            except OSError as error:
+                if error.errno not in OCCUPIED:
+                    raise
+            _set_aside(points, point.key)
+        sync(points)
+        (out / "failed" / f"{point.key}.json").unlink(missing_ok=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _set_aside(points: Path, key: str) -> None:
+    """What is there and not whole goes, in one move: another process may be doing the same."""
+    damaged = Path(tempfile.mkdtemp(dir=points, prefix=f".{key}.damaged."))
+    try:
+        os.rename(points / key, damaged / key)
+    except FileNotFoundError:
+        pass  # the other one was faster
+    finally:
+        shutil.rmtree(damaged, ignore_errors=True)
 
 
 def is_finished(out: Path, point: Point) -> bool:
@@ -167,24 +147,74 @@ def is_finished(out: Path, point: Point) -> bool:
     folder = out / "points" / point.key
     try:
         record = json.loads((folder / "point.json").read_text(encoding="utf-8"))
+        sums = record["sha256"]
         return record["key"] == point.key and all(
-            record["sha256"][name] == _checksum(folder / f"{name}.parquet") for name in TABLES
+            isinstance(sums[name], str) and sums[name] == _checksum(folder / f"{name}.parquet") for name in sums
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def collect(out: Path, study: Study) -> int:
-    """Write the tables of all finished points of the study together; returns how many points that are."""
-    import pandas as pd
+def write_failure(out: Path, point: Point, facts: Mapping[str, Any]) -> None:
+    """Record a point that failed: what was raised, where, how often it was tried."""
+    with usable(out):
+        (out / "failed").mkdir(exist_ok=True)
+        text = json.dumps({"key": point.key, "point": str(point), **facts}, indent=2, ensure_ascii=False) + "\n"
+        write_whole(out / "failed" / f"{point.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
+
+def write_run(out: Path, facts: Mapping[str, Any]) -> None:
+    """One more file below runs/: what a run did. Every run of every process has its own."""
+    with usable(out):
+        (out / "runs").mkdir(exist_ok=True)
+        text = json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n"
+        name = f"{facts['started'].replace(':', '')}-{facts['host']}-{os.getpid()}.json"
+        write_whole(out / "runs" / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def collect(out: Path, study: Study) -> int:
+    """Write the tables of all finished points of the study together; returns how many points that are.
+
+    Point by point, in the order of their values: no more than one point's table is in memory.
+    """
     finished = [point for point in study.points() if is_finished(out, point)]
-    for name in TABLES if finished else ():
+    finished.sort(key=lambda point: [_orderly(value) for value in study.columns(point).values()])
+    for name, spec in study.kind_object.tables.items() if finished else ():
         with usable(out):
-            parts = [pd.read_parquet(out / "points" / point.key / f"{name}.parquet") for point in finished]
-            table = pd.concat(parts, ignore_index=True).sort_values(ORDER[name], kind="stable", ignore_index=True)
-            write_whole(out / f"{name}.parquet", lambda path, table=table: table.to_parquet(path, index=False))
+            write_whole(out / f"{name}.parquet", partial(_write_together, out, study, finished, name, spec.key))
     return len(finished)
+
+
+def _orderly(value: Any) -> tuple:
+    """Numbers by size, words by letters."""
+    return (isinstance(value, str), value)
+
+
+def _write_together(out: Path, study: Study, points: list[Point], name: str, key: tuple[str, ...], path: Path) -> None:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [out / "points" / point.key / f"{name}.parquet" for point in points]
+    schema = pa.unify_schemas([_patiently(pq.read_schema, file) for file in files], promote_options="permissive")
+    schema = schema.remove_metadata()  # pandas' own speaks of one point
+    with pq.ParquetWriter(path, schema) as writer:
+        for file in files:
+            frame = _patiently(pd.read_parquet, file)
+            order = [column for column in key if column in frame.columns]
+            frame = frame.sort_values(order, kind="stable", ignore_index=True) if order else frame
+            frame = frame.reindex(columns=schema.names)  # a column that only other points have is empty here
+            writer.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+
+
+def _patiently(read, file: Path):
+    """Another process may be putting an equal folder in the place of this one: for a moment there is none."""
+    for _ in range(20):
+        try:
+            return read(file)
+        except FileNotFoundError:
+            time.sleep(0.05)
+    return read(file)
 
 
 def load_results(out: str | Path) -> "Frames":
@@ -200,21 +230,3 @@ def load_results(out: str | Path) -> "Frames":
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file to the disk; a folder too, where the system can open one."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

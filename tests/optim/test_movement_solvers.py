@@ -1,4 +1,4 @@
-"""Inner solvers: one Gauss–Newton step against the dense normal equations, what is foretold, first-order steps, the best iterate."""
+"""Inner solvers: a Gauss–Newton step against dense normal equations, what is foretold, first-order steps, the best iterate."""
 
 import copy
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from studies.data.models import ACTIVATIONS, fully_connected
-from studies.definition.config import Model
+from studies.definition.training import Model
 
 
 def test_shape_and_scale_of_the_initialisation():
