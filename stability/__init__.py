@@ -19,6 +19,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "huber_loss": "stability.losses",
         "resolve_loss": "stability.losses",
         "squared_loss": "stability.losses",
+        # what a result is worth
+        "Statement": "stability.statement",
+        "statements": "stability.statement",
         # what the theorem takes for granted
         "Assumption": "stability.assumptions.verdict",
         "AssumptionReport": "stability.assumptions.report",

@@ -21,10 +21,9 @@ from stability.enclosures import (
 from stability.recording.closed_loop import ClosedLoop
 from stability.recording.ladder import flow_ladder
 from stability.recording.record import RunRecord
-from stability.recording.rung import ENCLOSURE, NOT_APPLICABLE, THEORY_FREE, Certificate, Cost, Rung
+from stability.recording.rung import ALWAYS, ENCLOSURE, NOT_APPLICABLE, THEORY_FREE, Certificate, Cost, Rung
 
 LARGEST = 1e100  # of outputs, and of an enclosure before it counts as infinite: squares must stay in range
-ALWAYS = ("none: holds for every model, loss, optimizer and step; needs the trained twin",)
 
 
 def certify(

@@ -22,7 +22,7 @@ from stability.constants import (
     spectrum_of,
 )
 from stability.recording.record import RunRecord
-from stability.recording.rung import APPLIES, BOUND, NOT_APPLICABLE, STATEMENT, UNDECIDED, Cost, Rung
+from stability.recording.rung import BOUND, FLOW, NOT_APPLICABLE, STATEMENT, Cost, Rung, worst
 from stability.replacement import Replacement
 from stability.system import TwinSystem
 
@@ -33,7 +33,6 @@ FORMULAS = {
     "T1": "2hL/(ξ√n)",
     "T0": "2κ²L/(ξμ√n)",
 }
-NAMES = ("positive rate", "no kernel drift", "gradient flow", "squared loss", "C¹ activations")  # what T0 to T3 rest on
 
 
 def flow_ladder(
@@ -44,17 +43,17 @@ def flow_ladder(
     why = why_not(run_S, run_twin, replaced)
     if why:
         rungs = {
-            name: Rung(name, "l2", math.nan, measured["l2"], _kind(name), NAMES, formula, NOT_APPLICABLE, why)
+            name: Rung(name, "l2", math.nan, measured["l2"], _kind(name), FLOW, formula, NOT_APPLICABLE, why)
             for name, formula in FORMULAS.items()
         }
         return rungs, ()
     constants, series, verdicts = _constants(run_S, run_twin, grid, replaced[0], measured)
     bounds = bound_ladder(constants, len(series["y"]))
     bounds["T3"] = constants["T3"]
-    status, reason = _status(verdicts)
+    status, reason = worst(verdicts)
     cost = Cost(perf_counter() - start, series["nbytes"])
     rungs = {
-        name: Rung(name, "l2", bounds[name], measured["l2"], _kind(name), NAMES, formula, status, reason, cost)
+        name: Rung(name, "l2", bounds[name], measured["l2"], _kind(name), FLOW, formula, status, reason, cost)
         for name, formula in FORMULAS.items()
     }
     return rungs, tuple(verdicts)
@@ -160,16 +159,6 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
     )  # fmt: skip
     nbytes = 8 * 4 * (x.shape[0] * system.p) ** 2 * system.block_count
     return found, {"y": snapshot.outputs[0], "nbytes": nbytes}, [verdict.to_dict() for verdict in verdicts]
-
-
-def _status(verdicts: list[dict]) -> tuple[str, str]:
-    """The worst verdict on what T0 to T3 rest on."""
-    relevant = [v for v in verdicts if v["assumption"] in NAMES]
-    for verdict, status in (("violated", NOT_APPLICABLE), ("undecided", UNDECIDED)):
-        failing = [v for v in relevant if v["verdict"] == verdict]
-        if failing:
-            return status, "; ".join(f"{v['assumption']}: {v['reason']} ({v['value']:.2g})" for v in failing)
-    return APPLIES, ""
 
 
 def _kind(name: str) -> str:

@@ -74,7 +74,8 @@ def draw_waterfall(ax: Axes, steps: pd.DataFrame, *, largest: float | None = Non
     if reach >= 1.5:
         ticks = [10.0**t for t in range(int(np.floor(reach)) + 1)]
     else:
-        ticks = [t for t in (1, 1.2, 1.5, 2, 3, 5, 10, 20) if np.log10(t) <= 1.16 * reach]
+        marks = (1, 1.2, 1.5, 2) if reach < 0.32 else (1, 2, 5) if reach < 0.8 else (1, 3, 10, 30)
+        ticks = [t for t in marks if np.log10(t) <= 1.16 * reach]
     ax.set_xticks(np.log10(ticks), [decade(t) if t > 10 else f"{t:g}" for t in ticks])
     return ax
 
