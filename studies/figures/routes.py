@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.findings.exponents import Exponent, signed
 from studies.figures.lines import hue
 from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, styled
+from studies.findings.exponents import Exponent, signed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -34,7 +34,7 @@ class TwinStudy(TrainingStudy):
         "fisher_bernoulli",
     ] = "identity"
     scale: Literal["mean", "sum", "none"] = "mean"
-    loss: Literal["squared"] = "squared"
+    loss: Literal["squared", "mse", "cross_entropy", "logistic", "huber"] = "squared"
 
     lr: Rate = 0.1
     steps: Count = 200
@@ -44,7 +44,7 @@ class TwinStudy(TrainingStudy):
     def _auto_rests_on_a_bound(cls, lr: float | str, info: ValidationInfo) -> float | str:
         chosen = {name: info.data.get(name, valid[0]) for name, valid in AUTO_LR_NEEDS.items()}
         other = [f"{name}={value}" for name, value in chosen.items() if value not in AUTO_LR_NEEDS[name]]
-        if lr == "auto" and other:
+        if lr == "auto" and other and info.data.get("loss") == "squared":  # other losses: train_twins knows
             needed = ", ".join(f"{name}={' or '.join(valid)}" for name, valid in AUTO_LR_NEEDS.items())
             raise ValueError(f"does not go with {', '.join(other)}: it needs {needed}; write a number, such as lr=0.1")
         return lr
@@ -106,6 +106,13 @@ def check(study: TwinStudy) -> None:
     check_data(study)
 
 
+def sections(frames):
+    """What the page of bounds has beside its own figures: the study along its width and its further axes."""
+    from studies.figures.grid import twin_sections
+
+    return twin_sections(frames)
+
+
 TWINS = Kind(
     name="twins",
     what="twins under full-batch metric descent, with the ladder of bounds",
@@ -120,4 +127,5 @@ TWINS = Kind(
     work=work,
     size=size,
     check=check,
+    sections=sections,
 )
