@@ -73,11 +73,15 @@ def test_the_shear_largest_rate_first_is_wrong():
     assert best.gain == pytest.approx(10, rel=0.01)
     assert best.gain >= 10 * (1 - 1e-9)
     assert best.rate == pytest.approx(0.5, abs=0.06)
+    assert best.gain <= 10 * (1 + 1e-5)  # λ = ½ is the first rate looked at, and the best one seen is kept
     programs = Programs("continuous", [SHEAR])
     for rate in (0.3, 0.7, 0.95, 0.999):  # and 25 002 at 0.9999
         (Theta,) = programs.roundest(2 * rate)
         assert np.linalg.cond(Theta) == pytest.approx((2.5 / (1 - rate)) ** 2, rel=1e-3)
         assert np.linalg.eigvalsh(Theta)[0] == pytest.approx(1)
+    tight = contraction_metric([SHEAR], objective="gain", condition=9.0)
+    assert tight.condition <= 9 * (1 + 1e-8)
+    assert tight.gain == pytest.approx(3 / (1 - 2.5 / 3), rel=0.02)
     eager = contraction_metric([SHEAR])
     assert eager.rate == pytest.approx(1 - 2.5e-3, abs=2e-4)  # χ ≤ 10⁶ is spent
     assert eager.gain > 90 * best.gain
