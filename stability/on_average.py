@@ -118,7 +118,8 @@ def replace_one_losses(
     Raises ValueError for an unknown loss and for shapes that do not fit.
 
     >>> z = Replacement(0, torch.zeros(1), torch.tensor([2.0]))
-    >>> found = replace_one_losses(*(torch.full(shape, 1.0) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))), torch.zeros(1, 1), [z])
+    >>> outputs = [torch.ones(shape) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))]
+    >>> found = replace_one_losses(*outputs, torch.zeros(1, 1), [z])
     >>> {name: float(value[0]) for name, value in found.items()}
     {'own_removed': 0.5, 'twin_removed': 0.5, 'own_new': 0.5, 'twin_new': 0.5}
     """
