@@ -51,7 +51,10 @@ class OnAverage:
     draws: int
     twins: int
     kind: str = "identity in expectation, estimated"
-    cost: str = "one run and its twins per draw of S"
+    assumptions: str = (
+        "S and z' exchangeable, k drawn without looking, draws of S independent; nothing of loss or metric"
+    )
+    cost: str = "one run and its twins, trained or predicted, per draw of S"
 
     @property
     def agree(self) -> bool:

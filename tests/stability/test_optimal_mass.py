@@ -86,6 +86,7 @@ def test_cutting_planes_and_clarabel_agree(seed, constraint):
         assert found.improvement >= 1 - 1e-9
     assert found.ratio_equal == pytest.approx(ratio(snapshots, [1.0] * 3), rel=1e-8)
     assert found.improvement == pytest.approx(found.ratio_equal / found.ratio)
+    assert found.cost.startswith(f"{found.rounds} linear programs")
 
 
 @given(seed=st.integers(0, 10_000))
