@@ -59,10 +59,12 @@ __getattr__, __dir__, __all__ = lazy_names(
         # what the field would use in their place
         "Effects": "stability.influence_functions",
         "bousquet_elisseeff": "stability.routes",
+        "convex_constants": "stability.convex_losses",
         "influence": "stability.influence_functions",
         "on_average_gap": "stability.on_average",
         "parameter_constants": "stability.risk_constants",
         "parameter_routes": "stability.routes",
+        "replace_one_losses": "stability.on_average",
         "tracin": "stability.tracing",
         "tracin_path": "stability.tracing",
         # action

@@ -81,7 +81,7 @@ def test_a_study_of_another_loss_runs_and_judges_it(loss, tmp_path):
 
 def test_nan_is_still_refused_where_nothing_says_why():
     with pytest.raises(NumericalError, match="not a number in T0"):
-        _refuse_nan(None, pd.DataFrame({"T0": [np.nan]}))
-    _refuse_nan(None, pd.DataFrame({"T0": [np.nan], "not_applicable": ["why"]}))
+        _refuse_nan(pd.DataFrame({"T0": [np.nan]}))
+    _refuse_nan(pd.DataFrame({"T0": [np.nan], "not_applicable": ["why"]}))
     with pytest.raises(NumericalError, match="not a number in T4"):
-        _refuse_nan(None, pd.DataFrame({"T0": [np.nan], "T4": [np.nan], "not_applicable": ["why"]}))
+        _refuse_nan(pd.DataFrame({"T0": [np.nan], "T4": [np.nan], "not_applicable": ["why"]}))
