@@ -116,7 +116,7 @@ def machine(device: str) -> str:
     import torch
 
     import nt_kernel
-    from studies.provenance import commit
+    from studies.results.provenance import commit
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [

@@ -41,6 +41,28 @@ def ellipsoid_radii(F: Tensor, p: int) -> Tensor:
     return torch.linalg.eigvalsh(blocks @ blocks.mT)[..., -1].clamp_min(0).sqrt()
 
 
+def ellipsoid_norm(F: Tensor) -> Tensor:
+    """√λ_max(P) for P = FFᵀ, the radius of the whole enclosure: F [..., D, R] → [...], by the smaller Gram matrix.
+
+    >>> ellipsoid_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+    tensor(4.)
+    """
+    gram = F @ F.mT if F.shape[-2] < F.shape[-1] else F.mT @ F
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0).sqrt()
+
+
+def spectral_norm(A: Tensor) -> Tensor:
+    """‖A‖₂ of a square matrix, by the eigenvalues of A where it is symmetric and of AᵀA elsewhere: [D, D] → [].
+
+    >>> spectral_norm(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+    tensor(2.)
+    """
+    if torch.equal(A, A.mT):
+        values = torch.linalg.eigvalsh(A)
+        return torch.maximum(values[0].abs(), values[-1].abs())
+    return torch.linalg.eigvalsh(A.mT @ A)[-1].clamp_min(0).sqrt()
+
+
 def scalar_enclosure(errors: Tensor, closed_loop: Sequence[Tensor]) -> Tensor:
     """**T4** along a recorded pair: E_t ≥ ‖e_t‖ for every t, [T + 1].
 
@@ -52,7 +74,7 @@ def scalar_enclosure(errors: Tensor, closed_loop: Sequence[Tensor]) -> Tensor:
     """
     _check(errors, closed_loop)
     injected = [(errors[t + 1] - A @ errors[t]).norm() for t, A in enumerate(closed_loop)]
-    return scalar_recursion(errors[0].norm(), (torch.linalg.matrix_norm(A, 2) for A in closed_loop), injected)
+    return scalar_recursion(errors[0].norm(), (spectral_norm(A) for A in closed_loop), injected)
 
 
 def ellipsoidal_enclosure(errors: Tensor, closed_loop: Sequence[Tensor], p: int = 1) -> tuple[Tensor, Tensor]:
@@ -65,11 +87,11 @@ def ellipsoidal_enclosure(errors: Tensor, closed_loop: Sequence[Tensor], p: int 
     """
     _check(errors, closed_loop)
     F = errors[0][:, None]
-    radii, stacked = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)]
+    radii, stacked = [ellipsoid_radii(F, p)], [ellipsoid_norm(F)]
     for t, A in enumerate(closed_loop):
         F = ellipsoid_step(F, A @ F, errors[t + 1] - A @ errors[t])
         radii.append(ellipsoid_radii(F, p))
-        stacked.append(torch.linalg.matrix_norm(F, 2))
+        stacked.append(ellipsoid_norm(F))
     return torch.stack(radii), torch.stack(stacked)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from studies import figures
-from studies.figure_lines import LINES, PER_SAMPLE, STACKED, drawn_lines, spread
+from studies.figures.lines import LINES, PER_SAMPLE, STACKED, drawn_lines, spread
 from tests.studies import synthetic
 
 MAKERS = {
@@ -208,7 +208,7 @@ def test_pyplot_holds_no_figure():
 
 
 def test_only_drawing_imports_seaborn():
-    code = "import sys; import studies.figures, studies.report, studies.paragraph; sys.exit('seaborn' in sys.modules)"
+    code = "import sys; import studies.figures, studies.report, studies.report.paragraph; sys.exit('seaborn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
