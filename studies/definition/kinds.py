@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Name → where the Kind is, as "module:NAME". They are imported when a study asks for one.
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
+    "movements": "studies.kinds.movements:MOVEMENTS",
 }
 
 

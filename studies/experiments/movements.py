@@ -5,7 +5,7 @@ CPU seconds, with a δ that nobody reaches: what differs is how far the inner pr
 solvers are tuned on each budget by the result itself, in their favour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import process_time
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PROBLEMS = ("wave", "diabetes")
 # Learning rates tried; the best one at each budget is what counts.
 RATES = {"SGD": (0.03, 0.1, 0.3), "SGD, momentum": (0.01, 0.03, 0.1), "Adam": (1e-3, 3e-3, 1e-2)}
+VERDICTS = ("non-degenerate", "iterates inside", "budget inside")
+# A δ that no solver comes to within any budget: all of it is spent.
+OUT_OF_REACH = 1e-10
 SOLVERS = ("Gauss–Newton", *RATES)
 
 
@@ -31,7 +34,7 @@ def problem(name: str, n: int, width: int, seed: int) -> "tuple[nn.Module, Tenso
     import numpy as np
     import torch
 
-    from studies.models import fully_connected
+    from studies.data.models import fully_connected
 
     if name not in PROBLEMS:
         raise ValueError(f"unknown problem {name!r}; known are {', '.join(map(repr, PROBLEMS))}")
@@ -66,134 +69,99 @@ def solver(name: str, lr: float | None = None):
     return FirstOrder(make, keep=True)
 
 
-def compare_solvers(
-    problems: Mapping[str, tuple[int, int]],
+def solver_tables(
+    model_of: "Callable[[], tuple[nn.Module, Tensor, Tensor]]",
+    which: str,
     *,
-    seeds: Sequence[int],
     iterations: Sequence[int],
     seconds: Sequence[float],
-    tau: float = 0.5,
-    steps: int = 6,
-    solvers: Sequence[str] = SOLVERS,
-    delta: float = 1e-10,
-) -> "pd.DataFrame":
-    """One row for each problem {name: (n, width)}, seed, solver, learning rate and budget (each outer step's).
+    deltas: Sequence[float],
+    most: int,
+    tau: float,
+    steps: int,
+) -> "dict[str, pd.DataFrame]":
+    """What one solver does with one problem. ``summary``: a row for each learning rate and budget; ``steps``: every outer step
+    at the largest number of iterations.
 
-    ``tracking``: max_k ‖u^k − ū^k‖/‖u⁰ − ū^K‖, the trajectory error as a share of the way; ``tracking_bound`` in the same
-    unit; ``iterations``, ``seconds`` (CPU), all steps together; ``violated``: inequalities that failed (none should).
+    ``budget`` is "iterations" or "seconds" (CPU) for each outer step, with a δ that is out of reach, or "delta": δ as a share
+    of the way ‖u⁰ − ū^K‖, ``most`` iterations a step. ``tracking``: max_k ‖u^k − ū^k‖ as a share of the way, ``bound`` the
+    same of Σ q^{k−1−j}δ_j; ``reached``: outer steps that ended within δ; ``iterations``, ``seconds``: all steps together;
+    ``violated``: inequalities of :mod:`optim.movements.tracking` that failed.
     """
     import pandas as pd
 
-    rows = []
-    budgets = [("iterations", b) for b in iterations] + [("seconds", b) for b in seconds]
-    for name, (n, width) in problems.items():
-        for seed in seeds:
-            for which in solvers:
-                for lr in RATES.get(which, (None,)):
-                    for kind, budget in budgets:
-                        run = _run(name, n, width, seed, solver(which, lr), kind, budget, tau, steps, delta)
-                        rows.append({"problem": name, "seed": seed, "solver": which, "lr": lr, "budget": kind, "per_step": budget} | run)
-    return pd.DataFrame(rows)
+    budgets = [("iterations", float(b)) for b in iterations] + [("seconds", b) for b in seconds]
+    budgets += [("delta", b) for b in deltas]
+    summary, by_step = [], []
+    for lr in RATES.get(which, (0.0,)):
+        for budget, size in budgets:
+            run, way = _run(model_of, solver(which, lr), budget, size, most, tau, steps)
+            c = run.columns()
+            summary.append(
+                {
+                    "budget": budget,
+                    "per_step": size,
+                    "lr": lr,
+                    "tracking": max(c["tracking"]) / way,
+                    "bound": max(c["tracking_bound"]) / way,
+                    "path": c["path"][-1] / way,
+                    "path_bound": c["path_bound"][-1] / way,
+                    "energy": c["energy"][-1],
+                    "exact_energy": c["exact_energy"][-1],
+                    "reached": sum(c["reached"]),
+                    "iterations": run.iterations,
+                    "seconds": sum(c["seconds"]),
+                    "violated": ", ".join(run.violated()),
+                }
+            )
+            if (budget, size) == ("iterations", float(max(iterations))):
+                table = pd.DataFrame({"step": c["step"], "lr": lr, "energy": c["energy"]})
+                for name in ("delta", "tracking", "tracking_bound", "uniform_bound", "ball", "path", "path_bound", "budget"):
+                    table[name] = [value / way for value in c[name]]
+                by_step.append(table)
+    return {"summary": pd.DataFrame(summary), "steps": pd.concat(by_step, ignore_index=True)}
 
 
-def _run(name, n, width, seed, inner, kind, budget, tau, steps, delta) -> dict:
-    from optim import SquaredEnergy, minimizing_movements
-    from optim.movements.space import norm
-
-    model, x, a = problem(name, n, width, seed)
-    most = {"inner_steps": budget} if kind == "iterations" else {"inner_steps": 10**6, "inner_seconds": budget}
-    run = minimizing_movements(
-        model, x, SquaredEnergy(a), tau=tau, steps=steps, delta=delta, solver=inner, clock=process_time, **most
-    )
-    c, way = run.columns(), norm(run.trajectory.outputs[0] - run.trajectory.exact[-1]).item()
-    return {
-        "tracking": max(c["tracking"]) / way,
-        "tracking_bound": max(c["tracking_bound"]) / way,
-        "energy": c["energy"][-1],
-        "exact_energy": c["exact_energy"][-1],
-        "iterations": run.iterations,
-        "seconds": sum(c["seconds"]),
-        "violated": ", ".join(run.violated()),
-    }
-
-
-def tuned(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows of the learning rate with the least mean tracking error over seeds, for each problem, solver and budget."""
-    keys = ["problem", "solver", "budget", "per_step"]
-    frame = frame.assign(lr=frame["lr"].astype(float).fillna(0.0))
-    mean = frame.groupby([*keys, "lr"])["tracking"].mean()
-    best = mean.groupby(level=keys).idxmin()
-    chosen = set(best)
-    return frame[[tuple(row) in chosen for row in frame[[*keys, "lr"]].itertuples(index=False)]].reset_index(drop=True)
-
-
-def iterations_to_reach(
-    problems: Mapping[str, tuple[int, int]],
-    *,
-    seeds: Sequence[int],
-    deltas: Sequence[float],
-    most: int,
-    tau: float = 0.5,
-    steps: int = 6,
-    solvers: Sequence[str] = SOLVERS,
-) -> "pd.DataFrame":
-    """Inner iterations and CPU seconds until every outer step is within δ (as a share of the way), ``most`` each at most."""
-    import pandas as pd
-
+def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps: int):
+    """(the run, its way ‖u⁰ − ū^K‖)."""
     from optim import SquaredEnergy, minimizing_movements
     from optim.movements.proximal import proximal_point
     from optim.movements.space import norm
 
-    rows = []
-    for name, (n, width) in problems.items():
-        for seed in seeds:
-            for which in solvers:
-                for lr in RATES.get(which, (None,)):
-                    for share in deltas:
-                        model, x, a = problem(name, n, width, seed)
-                        energy, u = SquaredEnergy(a), model(x).detach()
-                        exact = u
-                        for _ in range(steps):
-                            exact = proximal_point(energy, exact, tau)
-                        delta = share * norm(u - exact).item()
-                        run = minimizing_movements(
-                            model, x, energy, tau=tau, steps=steps, delta=delta, solver=solver(which, lr),
-                            inner_steps=most, clock=process_time,
-                        )  # fmt: skip
-                        rows.append(
-                            {
-                                "problem": name,
-                                "seed": seed,
-                                "solver": which,
-                                "lr": lr,
-                                "delta_share": share,
-                                "reached": run.reached,
-                                "steps_reached": sum(one.reached for one in run.inner),
-                                "iterations": run.iterations,
-                                "seconds": sum(one.seconds for one in run.inner),
-                            }
-                        )
-    return pd.DataFrame(rows)
+    model, x, a = model_of()
+    energy, start = SquaredEnergy(a), model(x).detach()
+    exact = start
+    for _ in range(steps):
+        exact = proximal_point(energy, exact, tau)
+    way = norm(start - exact).item()
+    limits = {
+        "iterations": {"inner_steps": int(size), "delta": OUT_OF_REACH},
+        "seconds": {"inner_steps": 10**6, "inner_seconds": size, "delta": OUT_OF_REACH},
+        "delta": {"inner_steps": most, "delta": size * way},
+    }[budget]
+    return minimizing_movements(
+        model, x, energy, tau=tau, steps=steps, solver=inner, clock=process_time, **limits
+    ), way
 
 
-def best_reach(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """For each problem, solver and δ: the learning rate that reached it most often, of these the one with fewest iterations."""
-    keys = ["problem", "solver", "delta_share"]
-    grouped = frame.assign(lr=frame["lr"].astype(float).fillna(0.0)).groupby([*keys, "lr"])
-    table = grouped.agg(
-        reached=("reached", "mean"), steps_reached=("steps_reached", "mean"), iterations=("iterations", "median"),
-        seconds=("seconds", "median"),
-    ).reset_index()  # fmt: skip
-    table = table.sort_values([*keys, "steps_reached", "iterations"], ascending=[True, True, True, False, True])
-    return table.groupby(keys, sort=False).head(1).reset_index(drop=True)
+def tuned(summary: "pd.DataFrame", keys: Sequence[str] = ("problem", "solver", "budget", "per_step")) -> "pd.DataFrame":
+    """The rows of the best learning rate for each of ``keys``: least mean tracking error over seeds, and, where δ is the budget,
+    most steps that reached it, then fewest iterations."""
+    keys = list(keys)
+    mean = summary.groupby([*keys, "lr"])[["tracking", "reached", "iterations"]].mean().reset_index()
+    by_delta = mean["budget"] == "delta"
+    mean["rank"] = mean["tracking"].where(~by_delta, mean["iterations"] - 1e9 * mean["reached"])
+    best = mean.loc[mean.groupby(keys)["rank"].idxmin(), [*keys, "lr"]]
+    return summary.merge(best, on=[*keys, "lr"])
 
 
 def nondegeneracy(
-    *, n: int = 30, widths: Sequence[int] = (8, 64, 512), seeds: Sequence[int] = (0,), tau: float = 0.5, steps: int = 6
+    problem_of: "Callable[[int], tuple[nn.Module, Tensor, Tensor]]", widths: Sequence[int], tau: float, steps: int
 ) -> "pd.DataFrame":
-    """σ_min(J) along runs on "wave", by width, and the negative controls: a repeated input, too few parameters.
+    """σ_min(J) along Gauss–Newton runs by width, and the negative controls: an input that occurs twice, too few parameters.
 
-    One row for each run: sigma_start, sigma_least, displacement, radius R, needed 2ℓ/σ₀, and the three verdicts.
+    One row for each run: sigma_start, sigma_least, displacement, the radius R, the length 2ℓ/σ₀ needed, outer steps that reached
+    δ = 10⁻³, and the three verdicts of :meth:`optim.movements.degeneracy.Nondegeneracy.verdicts`.
     """
     import pandas as pd
     import torch
@@ -201,32 +169,30 @@ def nondegeneracy(
     from optim import SquaredEnergy, minimizing_movements
     from optim.movements.degeneracy import local_nondegeneracy
 
-    cases = [(f"width {w}", w, False) for w in widths] + [("repeated input", widths[-1], True), ("width 2", 2, False)]
+    cases = [(f"width {width}", width, False) for width in widths]
+    cases += [("an input twice", widths[-1], True), ("width 1", 1, False)] if len(widths) else []
     rows = []
-    for seed in seeds:
-        for label, width, repeated in cases:
-            model, x, a = problem("wave", n, width, seed)
-            if repeated:
-                x = torch.cat([x[:-1], x[:1]])
-            run = minimizing_movements(
-                model, x, SquaredEnergy(a), tau=tau, steps=steps, delta=1e-3, inner_steps=40, keep_parameters=True
-            )
-            seen = local_nondegeneracy(model, x, run)
-            on_run, localised, budget = (v.verdict for v in seen.verdicts())
-            rows.append(
-                {
-                    "case": label,
-                    "seed": seed,
-                    "sigma_start": seen.sigma_min[0].item(),
-                    "sigma_least": seen.sigma_min.min().item(),
-                    "displacement": seen.displacement.max().item(),
-                    "radius": seen.radius,
-                    "needed": seen.needed,
-                    "reached": sum(one.reached for one in run.inner),
-                    "non-degenerate": on_run,
-                    "iterates inside": localised,
-                    "budget inside": budget,
-                    "reason": "; ".join(dict.fromkeys(v.reason for v in seen.verdicts())),
-                }
-            )
-    return pd.DataFrame(rows)
+    for case, width, repeated in cases:
+        model, x, a = problem_of(width)
+        if repeated:
+            x = torch.cat([x[:-1], x[:1]])
+        run = minimizing_movements(
+            model, x, SquaredEnergy(a), tau=tau, steps=steps, delta=1e-3, inner_steps=40, keep_parameters=True
+        )
+        seen = local_nondegeneracy(model, x, run)
+        verdicts = seen.verdicts()
+        rows.append(
+            {
+                "case": case,
+                "sigma_start": seen.sigma_min[0].item(),
+                "sigma_least": seen.sigma_min.min().item(),
+                "displacement": seen.displacement.max().item(),
+                "radius": seen.radius,
+                "needed": seen.needed,
+                "reached": sum(one.reached for one in run.inner),
+                **dict(zip(VERDICTS, (v.verdict for v in verdicts), strict=True)),
+                "reason": "; ".join(dict.fromkeys(v.reason for v in verdicts)),
+            }
+        )
+    columns = ["case", "sigma_start", "sigma_least", "displacement", "radius", "needed", "reached", *VERDICTS, "reason"]
+    return pd.DataFrame(rows, columns=columns)
