@@ -116,7 +116,16 @@ def solver_tables(
             )
             if (budget, size) == ("iterations", float(max(iterations))):
                 table = pd.DataFrame({"step": c["step"], "lr": lr, "energy": c["energy"]})
-                for name in ("delta", "tracking", "tracking_bound", "uniform_bound", "ball", "path", "path_bound", "budget"):
+                for name in (
+                    "delta",
+                    "tracking",
+                    "tracking_bound",
+                    "uniform_bound",
+                    "ball",
+                    "path",
+                    "path_bound",
+                    "budget",
+                ):
                     table[name] = [value / way for value in c[name]]
                 by_step.append(table)
     return {"summary": pd.DataFrame(summary), "steps": pd.concat(by_step, ignore_index=True)}
@@ -139,9 +148,7 @@ def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps
         "seconds": {"inner_steps": 10**6, "inner_seconds": size, "delta": OUT_OF_REACH},
         "delta": {"inner_steps": most, "delta": size * way},
     }[budget]
-    return minimizing_movements(
-        model, x, energy, tau=tau, steps=steps, solver=inner, clock=process_time, **limits
-    ), way
+    return minimizing_movements(model, x, energy, tau=tau, steps=steps, solver=inner, clock=process_time, **limits), way
 
 
 def tuned(summary: "pd.DataFrame", keys: Sequence[str] = ("problem", "solver", "budget", "per_step")) -> "pd.DataFrame":

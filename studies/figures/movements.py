@@ -64,7 +64,9 @@ def bound_figure(steps: pd.DataFrame) -> Figure:
             rate = rows.groupby("lr")["tracking"].max().idxmin()
             rows = rows[rows["lr"] == rate].sort_values("step")
             style = look(solver)
-            ax.plot(rows["step"], rows["tracking_bound"], color=style["color"], linestyle=style["linestyle"], label=solver)
+            ax.plot(
+                rows["step"], rows["tracking_bound"], color=style["color"], linestyle=style["linestyle"], label=solver
+            )
             ax.plot(rows["step"], rows["tracking"], linestyle="none", marker=style["marker"], color=style["color"])
         log_y(ax, *log_limits([*own["tracking"], *own["tracking_bound"]]))
         ax.set_xticks(sorted(own["step"].unique()))

@@ -138,12 +138,17 @@ def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
     best = tuned(frames.summary)
     reach = best[best["budget"] == "delta"].groupby(["problem", "per_step", "solver"], as_index=False)
     reach = reach.agg(
-        lr=("lr", "first"), steps_within=("reached", "mean"), iterations=("iterations", "median"), seconds=("seconds", "median")
+        lr=("lr", "first"),
+        steps_within=("reached", "mean"),
+        iterations=("iterations", "median"),
+        seconds=("seconds", "median"),
     ).rename(columns={"per_step": "δ, share of the way"})
     found = [("Inner iterations and CPU seconds until every outer step is within δ (all steps together)", reach)]
     if len(frames.degeneracy):
         table = frames.degeneracy.drop(columns=["solver", "reason"])
-        found.append(("Local non-degeneracy and interior localisation along Gauss–Newton runs, with negative controls", table))
+        found.append(
+            ("Local non-degeneracy and interior localisation along Gauss–Newton runs, with negative controls", table)
+        )
     return found
 
 
