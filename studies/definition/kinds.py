@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
     "loops": "studies.kinds.loops:LOOPS",
+    "movements": "studies.kinds.movements:MOVEMENTS",
+    "rlo": "studies.kinds.rlo:RLO",
 }
 
 
