@@ -1,7 +1,6 @@
 """The run on S by itself: twice, to see whether the bits are the same; and against the continuous flow."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,7 @@ def determinism(model: nn.Module, x: Tensor) -> Assumption:
     seen, (parameters, fixed) = [], split_state(model)
     fixed = {name: b.clone() for name, b in fixed.items()}  # a forward may write to them
     parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if x.is_cuda else []), torch.enable_grad():
+    with torch.enable_grad():
         for _ in range(2):
             y = run_model(model, {**parameters, **fixed}, x)
             gradients = torch.autograd.grad(y.square().sum(), list(parameters.values()), allow_unused=True)
