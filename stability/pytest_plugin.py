@@ -1,4 +1,4 @@
-"""pytest plugin: fixture and marker ``assumption``, ``--assumptions-update``, ``--assumptions-report`` (docs/regression-tests.md).
+"""pytest plugin: fixture and marker ``assumption``, ``--assumptions-update`` and ``-report`` (docs/regression-tests.md).
 
 Loaded with every pytest run of an environment that has the package, so it imports next to nothing: what a test needs is
 imported by the fixture, and torch by the first ``assumption.check``.

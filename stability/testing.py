@@ -40,9 +40,10 @@ def each_assumption(
 def assert_bounded(result, rung: str = "T5", *, margin: float = 0.0) -> float:
     """sup_t measured ≤ (1 − margin)·bound for every twin of a ``TwinResult`` (or its ``pairs``).
 
-    Where the bound is kept as a series (T3, T4, T5, path lengths) it has to hold at every step too, there without a margin:
-    the enclosures begin at the divergence itself. ``rung``: "T0" … "T5", "path_l2", "path_sup". T0 to T4 and path_l2 bound ‖y' − y‖ on S, T5 and path_sup its largest entry
-    sup_i|y'_i − y_i|. Returns the largest measured/bound. A bound that is not finite (ξ = 0) holds nothing: it fails.
+    Where the bound is kept as a series (T3, T4, T5, path lengths) it has to hold at every step too, there without a
+    margin: the enclosures begin at the divergence itself. ``rung``: "T0" … "T5", "path_l2", "path_sup". T0 to T4 and
+    path_l2 bound ‖y' − y‖ on S, T5 and path_sup its largest entry sup_i|y'_i − y_i|. Returns the largest measured/bound.
+    A bound that is not finite (ξ = 0) holds nothing: it fails.
 
     >>> pair = {"replaced": 0, "T2": 2.0, "measured_l2": 1.5}
     >>> assert_bounded([pair], "T2")
@@ -215,9 +216,10 @@ def assert_contracting(
 ):
     """One constant metric Θ, I ⪯ Θ ⪯ χI, in which every recorded closed-loop matrix contracts; returns its certificate.
 
-    ``closed_loop``: matrices A_t, e⁺ = A_t e ("discrete") or ė = A_t e ("continuous"); with ``lr`` they are kernels H_t of the
-    run on S, and A_t = I − lr·H_t (−H_t where continuous); or a ``TwinResult``, whose A_t = I − lr·H_t are symmetric: Θ = I is optimal, and
-    the extreme eigenvalues of the run are the answer. ``rate``: the largest ρ (the smallest λ) to be reached; ``condition``: the largest χ.
+    ``closed_loop``: matrices A_t, e⁺ = A_t e ("discrete") or ė = A_t e ("continuous"); with ``lr`` they are kernels H_t of
+    the run on S, and A_t = I − lr·H_t (−H_t where continuous); or a ``TwinResult``, whose A_t = I − lr·H_t are symmetric:
+    Θ = I is optimal, and the two extreme eigenvalues of every step stand for all (the certificate's matrices are 2 × 2).
+    ``rate``: the largest ρ (the smallest λ) to be reached; ``condition``: the largest χ.
 
     >>> import torch
     >>> momentum = torch.tensor([[0.9, 0.5], [-0.1, 0.5]], dtype=torch.float64)  # ‖A‖₂ > 1, spectral radius 0.71

@@ -83,8 +83,8 @@ def followed(
 ) -> Assumption:
     """The run stays near the flow θ̇ = −G⁻¹∇h, relative to how far the outputs move.
 
-    ``how``: "ode", the flow integrated to 1e-9 (float64); "halving", twice the distance to the run of half the step. **Derived**:
-    Euler's error at a fixed time is C·lr + O(lr²), so y_lr − y_{lr/2} = C·lr/2 + O(lr²), half of it.
+    ``how``: "ode", the flow integrated to 1e-9 (float64); "halving", twice the distance to the run of half the step.
+    **Derived**: Euler's error at a fixed time is C·lr + O(lr²), so y_lr − y_{lr/2} = C·lr/2 + O(lr²), half of it.
     """
     count = len(run.outputs) - 1
     if how == "ode":

@@ -55,8 +55,8 @@ def check_assumptions(
         mass 1, identity, "mean", "layer"), a ``Woodbury``, or a ``torch.optim.SGD`` (scale "none").
     replacements: the twins, as for :func:`stability.train_twins`. Without them the last sample leaves S, and takes the
         place of sample 0 in the one twin.
-    loss: "squared" (½‖y − a‖²), "cross_entropy", "logistic", "huber", or a function (y [1, p], a [1, p]) → ℓ. Twins are trained
-        under multiples of the squared loss only; under another the verdicts that need a run are *undecided*.
+    loss: "squared" (½‖y − a‖²), "cross_entropy", "logistic", "huber", or a function (y [1, p], a [1, p]) → ℓ. Twins are
+        trained under multiples of the squared loss only; under another the verdicts that need a run are *undecided*.
     limits: {assumption: limit} in place of those of the catalogue, e.g. {"no_kernel_drift": 0.5}; skip: assumptions left out.
     flow: what gradient flow is compared by, "halving" (the run of half the step) or "ode" (float64, slower, the flow itself).
 

@@ -129,9 +129,8 @@ class AssumptionReport:
 def in_words(found: Assumption) -> str:
     """One verdict as a sentence with everything in it: quantity, value, threshold, margin, reason, place, equations.
 
-    >>> from stability.assumptions.verdicts import step_limit
-    >>> in_words(step_limit(0.5, 6.0, step=7))[:54], in_words(step_limit(0.5, 6.0, step=7))[54:]
-    ('step below its limit (Euler step of P4) is violated: b', 'ound on lr·λ_max(H), both twins = 3, threshold 2, margin -1 (2/λ_max is 0.3333), at step 7')
+    >>> in_words(Assumption("one metric", "gap", 0.5, 0.1, -0.4, "violated", "G ≠ G'", "P8", step=0))
+    "one metric (P8) is violated: gap = 0.5, threshold 0.1, margin -0.4 (G ≠ G'), at step 0"
     """
     place = f", at {found.place}" if found.place else ""
     equation = "" if found.equation == "–" else f" ({found.equation})"

@@ -288,7 +288,7 @@ def test_the_fixture_measures_a_model_with_the_limits_of_the_marker(tmp_path):
     assert "determinism" not in report.keys
     assert (report["gradient_flow"].threshold, report["one_metric"].threshold) == (1e-6, 6.0)
     assert not assumption.verdicts
-    with pytest.raises(AssumptionViolated, match="gradient flow .* is violated.* threshold 1e-06"):
+    with pytest.raises(AssumptionViolated, match=r"gradient flow .* is violated.* threshold 1e-06"):
         assumption(*call, replacements=twins, steps=3)
     assert len(assumption.verdicts) == len(report)
     assert not assumption.updates
@@ -336,7 +336,7 @@ def test_a_project_with_a_folder_called_optim_keeps_its_tests(project):
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "contraction_stability_pytest", "-p", "no:cacheprovider"],
-        cwd=project.path, env={"PYTHONPATH": f"{project.path}:{ROOT}", "PATH": ""}, capture_output=True, text=True, check=False,
+        cwd=project.path, env={"PYTHONPATH": f"{project.path}:{ROOT}", "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert "1 passed" in done.stdout
     assert "contraction-stability: plugin off" in done.stdout

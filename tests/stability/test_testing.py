@@ -29,7 +29,7 @@ def test_every_rung_that_holds_passes_and_says_how_tight_it_is(twins, rung):
             assert_bounded(result, rung)
     else:
         assert assert_bounded(result, rung) == pytest.approx(expected)
-        with pytest.raises(AssertionError, match="with a margin of .* too large"):
+        with pytest.raises(AssertionError, match=r"with a margin of .* too large"):
             assert_bounded(result, rung, margin=1 - 0.9 * expected)
 
 
@@ -107,7 +107,7 @@ def test_a_rate_outside_and_a_rate_too_uncertain_fail_differently():
     n = [8, 16, 32, 64]
     with pytest.raises(AssertionError, match=r"exponent -0.5.* is outside \[-1.2, -0.8\], by 0.3"):
         assert_rate(n, [m**-0.5 * (1 + 0.001 * (m % 3)) for m in n], between=(-1.2, -0.8))
-    with pytest.raises(AssertionError, match="is not inside .*: it overlaps"):
+    with pytest.raises(AssertionError, match=r"is not inside .*: it overlaps"):
         assert_rate(n, [1.0, 0.4, 0.6, 0.2], between=(-0.9, -0.5))
     for arguments, said in (
         (([8, 16], [1.0, 0.5]), "three different n"),
@@ -126,7 +126,7 @@ def test_a_loop_contracts_in_a_metric_or_in_none():
         assert_contracting([A], rate=0.5)
     with pytest.raises(AssertionError, match="no metric contracts the closed loop: no Θ with χ ≤ 1"):
         assert_contracting([A], condition=1)
-    with pytest.raises(AssertionError, match="sample 1 has spectral radius 1.41"):
+    with pytest.raises(AssertionError, match=r"sample 1 has spectral radius 1.41"):
         assert_contracting([A, 2 * A])
     assert assert_contracting([A - torch.eye(2, dtype=F64)], kind="continuous", rate=0.2).rate >= 0.2
 
