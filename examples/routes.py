@@ -24,8 +24,9 @@ from stability.losses import resolve_loss
 from studies.data.datasets import dataset
 from studies.data.models import fully_connected
 from studies.figures.routes import routes_figure
-from studies.figures.style import number, save_figure
+from studies.figures.style import save_figure
 from studies.findings.exponents import Exponent, fit_exponent
+from studies.findings.written import number
 
 TWINS, SEEDS = 3, 5
 HALF_SQUARES = resolve_loss("squared").value

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, styled
 from studies.findings.applicable import another_loss, loss_note, stated, why_missing
 from studies.findings.exponents import Exponent, fit_exponent
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import LINES, drawn_lines, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, series_style, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, series_style, styled
 from studies.findings.applicable import loss_note, stated
 from studies.findings.confinement import PLACES, by_place, equal_loss
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd

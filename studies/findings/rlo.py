@@ -84,7 +84,7 @@ def tuned(frames: Frames) -> Frames:
 
 def sentences(frames: Frames) -> list[str]:
     """What came out: the setting with the least steady-state loss, the one with the least divergence, and how sure that is."""
-    from studies.figures.style import number
+    from studies.findings.written import number
 
     choice = (
         tuned(frames)

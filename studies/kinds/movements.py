@@ -100,7 +100,7 @@ def sections(frames) -> list[Section]:
 
 def finding(frames) -> list[str]:
     from studies.experiments.movements import tuned
-    from studies.figures.style import number
+    from studies.findings.written import number
 
     best = tuned(frames.summary)
     said = []

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.style import number
 from studies.figures.wording import few, listed, mass_words, of_all, pairs, plural, span
 from studies.findings.applicable import another_loss
 from studies.findings.exponents import Exponent, fit_exponent, signed
@@ -21,6 +20,7 @@ from studies.findings.numbers import (
     ratio,
     spread_of,
 )
+from studies.findings.written import number
 from studies.report.paragraph_confinement import about_confinement, confinement_clause
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 
 from studies.figures.bounds import EXPONENTS, NAMES
 from studies.figures.lines import KINDS, LINES
-from studies.figures.style import number
 from studies.findings.applicable import stated
 from studies.findings.exponents import Exponent
 from studies.findings.numbers import exponents, ratio
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd
