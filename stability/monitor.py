@@ -61,7 +61,7 @@ class Monitor:
             S = system.loss.secant(snapshot.outputs[:1], snapshot.outputs[1:], system.S_targets)
             self.ladder.record(snapshot.H, snapshot.H_error, S, e.flatten(1), d, drift)
         self._record_enclosures(e.flatten(1))
-        loop = ClosedLoop(snapshot.H, self.dt, eigenvalues, sigma=system.sigma, root=snapshot.root)
+        loop = ClosedLoop(snapshot.H, self.dt, sigma=system.sigma, root=snapshot.root, eigenvalues=eigenvalues)
         self._record_run(snapshot, eigenvalues, loop.rate, xi)
         self._last |= {"e": e.flatten(1), "loop": loop, "xi": xi, "d": d.norm(dim=-1)}
         if self.observer is not None:

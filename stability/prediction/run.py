@@ -14,6 +14,7 @@ from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import model_mass, push_through, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 from optim.step_limit import check_lr, checked_rate
+from stability.closed_loop import ClosedLoop
 from stability.loss_step import auto_step, rate_bound, rate_name, weighed_kernel
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.blocks import SharedBlock
@@ -132,6 +133,12 @@ class TwinPredictor:
         """H of the S run where :meth:`advance` last looked, [np, np]."""
         return kernel_of(self._blocks, len(self.data.x))
 
+    def closed_loop(self, lr: float) -> ClosedLoop:
+        """A = I − lr·H∇²ℓ of the S run there."""
+        sigma = self.loss.sigma(self.data.targets.shape[1])
+        root = None if sigma is not None else self.loss.factor(self._y, self.data.targets)
+        return ClosedLoop(self.kernel, lr, sigma=sigma, root=root)
+
     @torch.no_grad()
     def advance(self, lr: float) -> dict[str, Tensor]:
         """Look at the run where it is, and take every twin one step of size ``lr`` further; call it before the run's own.
@@ -148,7 +155,7 @@ class TwinPredictor:
             own = self.data.z[rows] - z.start
             e, seen = self._look(rows, fixed, RunOutputs(view.y, y_z[own], view.y_Q))
             self.state.advance(rows, view, e, seen, resolve_blocks(z_factors, self.blocks), own)
-        self._blocks = view.blocks
+        self._blocks, self._y = view.blocks, view.y
         direction = {name: g / len(view.y) for name, g in view.direction.items()}
         self._left = {name: p.clone() for name, p in params.items()}
         self._expected = {name: p - float(lr) * direction[name] for name, p in params.items()}

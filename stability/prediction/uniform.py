@@ -1,7 +1,7 @@
 """One estimate for every replacement, from one run: what all candidates inject, in one ellipsoid, and T5 with it.
 
 **Derived.** Along the predicted divergences e_j (``stability.prediction.predict``) a candidate injects
-w_j = e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI) with
+w_j = e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t∇²ℓ(y_t) of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI) with
 q = max_j w_jᵀ(Σ wwᵀ + εI)⁻¹w_j; the recursion of T5 (``stability.enclosures``) takes Q for wwᵀ and tr Q for ‖w‖². It
 encloses every predicted twin; for the trained ones, and for candidates that were not among these, it is an *estimate*,
 whose coverage has to be measured.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
 from stability.enclosures import ellipsoid_radii
+from stability.losses import Loss, PerSample
 from stability.prediction.run import TwinPredictor
 from stability.replacement import Replacement
 
@@ -49,11 +50,12 @@ def uniform_estimate(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
+    loss: "str | Loss | PerSample" = "squared",
     method: str = "parameter-path",
     cg_steps: int = 2,
     memory_limit: int | None = None,
 ) -> UniformEstimate:
-    """Estimate sup_t |y'_i − y_i| for all ``candidates`` (k, z') at once, squared loss; no twin is trained.
+    """Estimate sup_t |y'_i − y_i| for all ``candidates`` (k, z') at once; no twin is trained.
 
     Arguments and errors as of :func:`stability.prediction.predict.predict_twins`.
 
@@ -64,20 +66,21 @@ def uniform_estimate(
     >>> train_twins(model, x, a, [z], steps=20).pairs[0]["measured_sup"] <= uniform_estimate(model, x, a, [z], steps=20).sup
     True
     """
-    model, p = deepcopy(model), targets.shape[1]
+    model = deepcopy(model)
     predictor = TwinPredictor(
-        model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks,
+        model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks, loss=loss,
         method=method, cg_steps=cg_steps, memory_limit=memory_limit,
     )  # fmt: skip
-    parameters, F = dict(model.named_parameters()), x.new_zeros(targets.numel(), 1)
+    n, p = predictor.data.targets.shape
+    parameters, F = dict(model.named_parameters()), x.new_zeros(n * p, 1)
     radii, stacked = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)]
-    e = x.new_zeros(len(candidates), targets.numel())
+    e = x.new_zeros(len(candidates), n * p)
     for _ in range(steps):
-        direction, H = predictor.advance(lr), predictor.kernel
+        direction, loop = predictor.advance(lr), predictor.closed_loop(lr)
         for name, g in direction.items():
             parameters[name].data.sub_(g, alpha=lr)
         last, e = e, predictor.look()[0].S.flatten(1)
-        F = uniform_step(F - lr * H @ F, injection_factor(e - last + lr * last @ H))
+        F = uniform_step(loop.apply(F), injection_factor(e - last + loop.pull(last)))
         radii.append(ellipsoid_radii(F, p))
         stacked.append(torch.linalg.matrix_norm(F, 2))
     return UniformEstimate(torch.stack(radii), torch.stack(stacked))
