@@ -61,6 +61,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "bousquet_elisseeff": "stability.routes",
         "convex_constants": "stability.convex_losses",
         "influence": "stability.influence_functions",
+        "metric_change": "stability.moving_metric",
         "on_average_gap": "stability.on_average",
         "parameter_constants": "stability.risk_constants",
         "parameter_routes": "stability.routes",
