@@ -48,7 +48,7 @@ def flow_ladder(
         }
         return rungs, ()
     constants, series, verdicts = _constants(run_S, run_twin, grid, replaced[0], measured)
-    bounds = bound_ladder(constants, len(series["y"]))
+    bounds = bound_ladder(constants, len(series["y"]), series["sigma"])
     bounds["T3"] = constants["T3"]
     status, reason = worst(verdicts)
     cost = Cost(perf_counter() - start, series["nbytes"])
@@ -61,8 +61,8 @@ def flow_ladder(
 
 def why_not(run_S: RunRecord, run_twin: RunRecord, replaced: Sequence[int]) -> str:
     """Why T0 to T3 do not speak of these runs at all; "" where they do."""
-    if run_S.loss.name != "squared" or run_twin.loss.name != "squared":
-        return f"the theorem is about ½‖y − a‖²; the loss is {run_S.loss.name!r}"
+    if not run_S.loss.quadratic or run_twin.loss.name != run_S.loss.name:
+        return f"the theorem is about (σ/2)‖y − a‖²; the loss is {run_S.loss.name!r}"
     if run_S.targets is None or run_twin.targets is None:
         return "the targets are not known: write record(…, targets=a)"
     if not isinstance(run_S.reader.x, Tensor) or run_S.reader.output is not None:
@@ -116,9 +116,9 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
     trainable = {n for n, p in run_S.reader.model.named_parameters() if p.requires_grad}
     run_S.load(0)
     system = TwinSystem(
-        run_S.reader.model, x, targets, [z], held_out=None, mass={n: m for n, m in masses.items() if n in trainable},
+        run_S.reader.model, x, targets, [z], loss=run_S.loss.loss, held_out=None, null_twin=False,
+        mass={n: m for n, m in masses.items() if n in trainable},
         output_metric=resolve_output_metric(rule.metric.output_metric), scale=rule.metric.scale, blocks=rule.metric.blocks,
-        null_twin=False,
     )  # fmt: skip
     gap, found, flow, rates = system.metric_gap().item(), {}, [], []
     E, most, xi, top = torch.zeros((), dtype=x.dtype), 0.0, 0.0, 0.0
@@ -132,11 +132,11 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
         after, r = snapshot.outputs[0].flatten(), snapshot.residuals[0, :-1].flatten()
         if j:
             dt = sum(run_S.rules[s].lr for s in range(grid[j - 1], t))
-            E = gronwall_step(E, d, xi, dt)
+            E = gronwall_step(E, d, system.sigma * xi, dt)
             most = max(most, E.item())
             if pull.norm() > 1e-9 * rates[0]:
                 flow.append(((after - y + dt * pull).norm() / (dt * pull).norm()).item())
-            flow.append(dt * top / 2)
+            flow.append(dt * system.sigma * top / 2)
         values, xi = spectrum_of(snapshot)
         d, y, top, pull = disturbance(snapshot, system).norm(dim=-1)[0], after, values[-1].item(), snapshot.H @ r
         rates.append(pull.norm())
@@ -155,10 +155,14 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
         run_S.reader.model,
         {"xi": found["xi"], "lr": lr, "lambda_max_twin": found["lambda_max_twin"], "flow_defect": max(flow, default=0.0),
          "null_sup": math.nan},
-        [pair | {"measured_sup": measured["sup"]}], dynamics="euler", structural=structural,
+        [pair | {"measured_sup": measured["sup"]}], dynamics="euler", structural=structural, loss=run_S.loss.loss,
     )  # fmt: skip
     nbytes = 8 * 4 * (x.shape[0] * system.p) ** 2 * system.block_count
-    return found, {"y": snapshot.outputs[0], "nbytes": nbytes}, [verdict.to_dict() for verdict in verdicts]
+    return (
+        found,
+        {"y": snapshot.outputs[0], "sigma": system.sigma, "nbytes": nbytes},
+        [verdict.to_dict() for verdict in verdicts],
+    )
 
 
 def _kind(name: str) -> str:

@@ -96,9 +96,15 @@ class RunRecord:
         if FEWEST * start.nbytes > budget:
             raise ValueError(f"memory must hold {FEWEST} snapshots of {start.nbytes} bytes, got {budget} bytes")
         self.snapshots.add(0, start)
+        self._trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._earlier: dict[str, dict] = {}
 
     def __enter__(self) -> "RunRecord":
+        last = self.snapshots.held[self.snapshots.last].state
+        if any(
+            not torch.equal(value, last[name]) for name, value in self._now().state.items() if name in self._trained
+        ):
+            raise ValueError("the parameters have moved since they were recorded last; make a new record(…)")
         if self.optimizer is not None:
             self._watch = RowWatch(self.model)
             self._handles = [

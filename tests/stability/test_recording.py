@@ -246,6 +246,20 @@ def test_bad_arguments_are_named():
         trained(model, EXACT["sgd"], x, a, record_loss=lambda y, b: half_squares(y, b).mean())
 
 
+def test_a_record_goes_on_where_it_stopped_or_not_at_all():
+    x, a = data(4, 2, 2)
+    model = mlp(2, 2)
+    optimizer = adam(model)
+    run = record(model, x, optimizer, targets=a)
+    for _ in range(2):
+        with run:
+            step(model, optimizer, x, a)
+    assert len(run) == 2
+    step(model, optimizer, x, a)
+    with pytest.raises(ValueError, match="have moved since"):
+        run.__enter__()
+
+
 def test_copies_of_a_recorded_model_are_not_recorded():
     x, a = data(4, 2, 2)
     model = mlp(2, 2)
