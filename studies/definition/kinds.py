@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
     "movements": "studies.kinds.movements:MOVEMENTS",
+    "diffusion": "studies.kinds.diffusion:DIFFUSION",
     "rlo": "studies.kinds.rlo:RLO",
 }
 
