@@ -20,6 +20,7 @@ KINDS = {
     "twins": "studies.kinds.twins:TWINS",
     "loops": "studies.kinds.loops:LOOPS",
     "movements": "studies.kinds.movements:MOVEMENTS",
+    "diffusion": "studies.kinds.diffusion:DIFFUSION",
     "rlo": "studies.kinds.rlo:RLO",
 }
 
