@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
     "loops": "studies.kinds.loops:LOOPS",
+    "prediction": "studies.kinds.prediction:PREDICTION",
 }
 
 
