@@ -22,6 +22,7 @@ KINDS = {
     "movements": "studies.kinds.movements:MOVEMENTS",
     "diffusion": "studies.kinds.diffusion:DIFFUSION",
     "rlo": "studies.kinds.rlo:RLO",
+    "prediction": "studies.kinds.prediction:PREDICTION",
 }
 
 
