@@ -20,6 +20,7 @@ QUESTIONS = {
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",
+    "coverage": "benchmarks.coverage",
 }
 
 
