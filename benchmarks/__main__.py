@@ -21,6 +21,7 @@ QUESTIONS = {
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",
     "coverage": "benchmarks.coverage",
+    "influence": "benchmarks.influence",
 }
 
 
