@@ -17,6 +17,8 @@ QUESTIONS = {
     "growth": "benchmarks.growth",
     "solver": "benchmarks.solver",
     "step": "benchmarks.step",
+    "rlo": "benchmarks.rlo",
+    "movement": "benchmarks.movement",
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",
@@ -116,7 +118,7 @@ def machine(device: str) -> str:
     import torch
 
     import nt_kernel
-    from studies.provenance import commit
+    from studies.results.provenance import commit
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from studies.figure_style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
 
 Line = tuple[Sequence[float], Sequence[float], str]  # x, y, label
 
@@ -56,7 +56,7 @@ def scatter_figure(
 
 def write_png(sheet, path: Path) -> None:
     """One .png, whole or not at all, without a date."""
-    from studies.store import write_whole
+    from studies.results.whole import write_whole
 
     write_whole(path, lambda file: sheet.canvas.print_png(file, metadata={"Software": None}))
 

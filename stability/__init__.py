@@ -14,6 +14,22 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scalar_enclosure": "stability.enclosures",
         "ellipsoidal_enclosure": "stability.enclosures",
         "path_length": "stability.enclosures",
+        # losses
+        "Loss": "stability.losses",
+        "huber_loss": "stability.losses",
+        "resolve_loss": "stability.losses",
+        "squared_loss": "stability.losses",
+        # what the theorem takes for granted
+        "Assumption": "stability.assumptions.verdict",
+        "AssumptionReport": "stability.assumptions.report",
+        "check_assumptions": "stability.assumptions.check",
+        # recorded runs
+        "Certificate": "stability.recording.rung",
+        "ClosedLoop": "stability.recording.closed_loop",
+        "RunRecord": "stability.recording.record",
+        "Rung": "stability.recording.rung",
+        "certify": "stability.recording.certify",
+        "record": "stability.recording.record",
         # prediction from one run
         "ConformalFactor": "stability.prediction.conformal",
         "Prediction": "stability.prediction.predict",

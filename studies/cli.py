@@ -1,6 +1,6 @@
 """The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
 
-Exit status: 0 done; 1 a numerical failure, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted.
+Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted.
 Every failure is one line on stderr.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nt_kernel.errors import NumericalError
-from studies.engines import WorkerLost
+from studies.running.engines import PointsFailed, WorkerLost
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,57 +73,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as in `stability show digits | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, ImportError, NumericalError, WorkerLost, OSError) as error:
+    except (ValueError, TypeError, ImportError, NumericalError, WorkerLost, PointsFailed, OSError) as error:
         if arguments.traceback:
             raise
-        status = 1 if isinstance(error, NumericalError | WorkerLost | OSError) else 2
+        status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
     return 0
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, shipped_studies
+    from studies.definition.config import Study, shipped_studies
 
     for name in sorted(shipped_studies()):
         print(f"{name:<15} {Study.from_toml(name).title}")
 
 
 def show_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, source_text
+    from studies.definition.config import Study, source_text
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
-    points = len(study.points())
     changed = arguments.overrides or arguments.quick
     print(study.to_toml() if changed else source_text(arguments.study))  # unchanged: with its author's comments
-    print(f"# {points} points, {points * study.grid.replacements} twin pairs")
+    print(f"# {study.describe_size()}")
 
 
 def run_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study
+    from studies.definition.config import Study
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
     name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
     out = arguments.out or Path("results") / name
 
-    from studies import runner
+    from studies.running import runner
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
     _write_report(out)
 
 
 def draw_report(arguments: argparse.Namespace) -> None:
-    from studies import store
+    from studies.results import store
+    from studies.results.whole import usable
 
     out = arguments.out
-    with store.usable(out):
+    with usable(out):
         if (out / "points").is_dir():  # an interrupted run may have finished points that its tables do not hold
             store.collect(out, store.read_study(out))
     _write_report(out)
 
 
 def _write_report(out: Path) -> None:
-    from studies.report import write_report
-    from studies.store import usable
+    from studies.report.page import write_report
+    from studies.results.whole import usable
 
     with usable(out):
         page = write_report(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import gene_regulation
+from examples import enclosure_cost, gene_regulation
 from nt_kernel import layer_factors
 from optim.module_step import metric_factors
 
@@ -63,3 +63,10 @@ def test_the_command_line():
         check=True,
     )
     assert "--figure" in done.stdout
+
+
+def test_enclosure_cost_compares_like_with_like():
+    for name in enclosure_cost.OPTIMIZERS:
+        found = enclosure_cost.cost(name, samples=3, steps=3)
+        assert found["gap"] < 1e-8
+        assert found["matrices"] > 0 < found["products"]

@@ -11,16 +11,17 @@ from nt_kernel.capture.probe import split_state
 from nt_kernel.errors import NumericalError, unknown_name
 from nt_kernel.factors import layer_factors
 from nt_kernel.mass import Mass
-from nt_kernel.metric.layer_metric import model_mass, push_through, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.metric.layer_metric import model_mass, push_through, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 from optim.direction import step_systems, woodbury_direction
-from optim.step_limit import auto_lr, check_lr, checked_rate
+from optim.step_limit import check_lr, checked_rate
+from stability.loss_step import auto_step, rate_bound, rate_name, weighed_kernel
+from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.blocks import SharedBlock
 from stability.prediction.budget import MEMORY_LIMIT, candidates_at_once
-from stability.prediction.loss import OutputGradient, output_gradient
 from stability.prediction.states import Data, Divergence, OutputState, ParameterState, RunOutputs, View
 from stability.prediction.strided import STRIDE, StridedState, run_stride, stride_at
-from stability.replacement import Replacement, check_data
+from stability.replacement import Replacement, data_for
 
 METHODS = ("kernel-path", "strided-path", "parameter-path", "cg")
 CG_TOLERANCE, CG_STEPS = 1e-12, 200  # of method "cg"
@@ -80,7 +81,7 @@ class TwinPredictor:
         output_metric: "str | OutputMetric | Callable" = "identity",
         scale: str = "mean",
         blocks: str = "layer",
-        loss: "str | OutputGradient" = "squared",
+        loss: "str | Loss | PerSample" = "squared",
         held_out: Tensor | None = None,
         method: str = "parameter-path",
         cg_steps: int = 2,
@@ -88,9 +89,10 @@ class TwinPredictor:
         steps: int | None = None,
         memory_limit: int | None = None,
     ):
-        _check(model, x, targets, candidates, held_out, method, cg_steps, stride, steps)
+        self.loss = resolve_loss(loss)
+        targets, candidates = data_for(self.loss, model, x, targets, candidates, held_out)
+        _check(model, x, method, cg_steps, stride, steps)
         self.model, self.method, self.blocks = model, method, blocks
-        self.squared, self.gradient = loss == "squared", output_gradient(loss)
         self.c = scale_factor(scale, len(x))
         self.scale, self.metric = scale, resolve_output_metric(output_metric)
         if not self.metric.pointwise:
@@ -105,6 +107,7 @@ class TwinPredictor:
                 f"the model gives {y.shape[-1]} outputs, targets have {targets.shape[1]}; "
                 f"expected targets [n, {y.shape[-1]}]"
             )
+        self.loss.value(y, targets)  # one of one's own says here what is wrong with its shape
         self.mass = model_mass(factors, mass)
         self.block_count = len(resolve_blocks(factors, blocks))
         self.data, self._order = _sorted_data(x, targets, candidates, held_out)
@@ -122,13 +125,8 @@ class TwinPredictor:
         self._step, self._blocks = 0, {}
 
     def auto_lr(self) -> float:
-        """1/N, for N metric blocks (scale "mean", M = I, squared loss)."""
-        if not self.squared or self.metric.factor(self.data.targets) is not None:
-            raise ValueError(
-                f'lr="auto" rests on λ_max(H) ≤ N, which needs M = I under squared loss; with output_metric='
-                f"{self.metric.name!r} write a number"
-            )
-        return auto_lr(self.block_count, self.scale)
+        """1/(κN) for N metric blocks, ∇²ℓ ⪯ κM (:func:`stability.loss_step.auto_step`)."""
+        return auto_step(self.loss, self.metric, self.block_count, self.scale, self.data.targets)
 
     @property
     def kernel(self) -> Tensor:
@@ -167,7 +165,7 @@ class TwinPredictor:
         blocks = resolve_blocks(factors, self.blocks)
         systems = step_systems(blocks, y, self.mass, self.scale, self.metric)
         return self._expect(
-            params, woodbury_direction(blocks, systems, self.gradient(y, self.data.targets), self.mass), lr
+            params, woodbury_direction(blocks, systems, self.loss.gradient(y, self.data.targets), self.mass), lr
         )
 
     def _expect(self, params: Mapping[str, Tensor], pulled: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
@@ -237,20 +235,19 @@ class TwinPredictor:
             name: SharedBlock(f, held_out.get(name), len(y), self.mass, self.c, self.metric, y, where)
             for name, f in resolve_blocks(factors, self.blocks).items()
         }
-        if self.squared:
-            self._check_step(lr, y, blocks, where)
-        r = self.gradient(y, data.targets)
+        self._check_step(lr, y, blocks, where)
+        r = self.loss.gradient(y, data.targets)
         duals = {name: block.dual_of_run(r) for name, block in blocks.items()}
         direction: dict[str, Tensor] = {}
         for name, block in blocks.items():
             direction |= push_through(block.factor, duals[name], self.mass)
         g, rate = self._next_stride(), lr / len(y)
         summed = (
-            run_stride(blocks, y, self.gradient, data.targets, rate, g, self.mass)
+            run_stride(blocks, y, self.loss.gradient, data.targets, rate, g, self.mass)
             if self.method == "strided-path"
             else None
         )
-        return View(self.metric, self.gradient, rate, y, y_Q, blocks, duals, direction, g, summed)
+        return View(self.metric, self.loss.gradient, rate, y, y_Q, blocks, duals, direction, g, summed)
 
     def _next_stride(self) -> int:
         g = stride_at(self._step, self._stride)
@@ -262,8 +259,12 @@ class TwinPredictor:
         return max(self._until, self._step)
 
     def _check_step(self, lr: float, y: Tensor, blocks: Mapping[str, SharedBlock], where: str) -> None:
-        bound = rate_limit(self.block_count, len(y), self.c, self.metric, y)
-        checked_rate(lr, bound, lambda: kernel_of(blocks, len(y)), where.rstrip(": "))
+        bound = rate_bound(self.loss, self.metric, self.block_count, len(y), self.c, y)
+
+        def kernel() -> Tensor:
+            return weighed_kernel(self.loss, kernel_of(blocks, len(y)), y, self.data.targets)
+
+        checked_rate(lr, bound, kernel, where.rstrip(": "), rate=rate_name(self.loss))
 
     def _check_path(self, params: Mapping[str, Tensor]) -> None:
         """The predictions hold for the run that was announced: θ_{t+1} = θ_t − lr·G⁻¹∇h."""
@@ -317,8 +318,7 @@ def _state(method: str, data: Data, y: Tensor, params: Mapping[str, Tensor], c: 
     return ParameterState(data, params, c, *((CG_STEPS, CG_TOLERANCE) if method == "cg" else (cg_steps, 0.0)))
 
 
-def _check(model, x, targets, candidates, held_out, method, cg_steps, stride, steps) -> None:
-    check_data(x, targets, candidates, held_out)
+def _check(model, x, method, cg_steps, stride, steps) -> None:
     if method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
     if isinstance(cg_steps, bool) or not isinstance(cg_steps, int) or cg_steps < 0:

@@ -10,8 +10,8 @@ from nt_kernel.factors import Factor
 from nt_kernel.mass import Masses
 from nt_kernel.metric.inner import apply_blocks
 from nt_kernel.metric.output_metric import OutputMetric
+from stability.losses import PerSample
 from stability.prediction.blocks import CandidateBlock, Own, SharedBlock
-from stability.prediction.loss import OutputGradient
 from stability.prediction.stack import CandidateStack, cg_steps, stacked_outputs
 
 
@@ -33,7 +33,7 @@ class View:
     """The run on S at one instant."""
 
     metric: OutputMetric
-    gradient: OutputGradient
+    gradient: PerSample  # (y, a) → ∇_y ℓ
     rate: float  # lr/n
     y: Tensor  # outputs on S, [n, p]
     y_Q: Tensor | None  # on the held-out points, [Q, p]

@@ -20,7 +20,6 @@ from nt_kernel.factors import Factor
 from nt_kernel.mass import Masses
 from nt_kernel.metric.layer_metric import push_through
 from stability.prediction.blocks import CandidateBlock, SharedBlock
-from stability.prediction.loss import OutputGradient
 from stability.prediction.states import Data, Divergence, ParameterState, RunOutputs, View, own_of, with_row
 
 STRIDE = 16  # the most steps at once
@@ -86,7 +85,7 @@ def summed_gradients(y: Tensor, gradient: Callable[[Tensor], Tensor], moves: lis
 def run_stride(
     blocks: Mapping[str, SharedBlock],
     y: Tensor,
-    gradient: OutputGradient,
+    gradient: Callable[[Tensor, Tensor], Tensor],
     targets: Tensor,
     rate: float,
     stride: int,

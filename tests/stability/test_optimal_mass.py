@@ -158,7 +158,7 @@ def test_equal_inputs_leave_nothing_to_optimise():
 def test_masses_lower_T1_on_digits():
     """The run with the masses that were optimal for the run at equal masses: T1 falls; nothing is said of ‖e‖."""
     from studies import Study
-    from studies.data import draw
+    from studies.data.subsets import draw
 
     study = Study.from_toml("digits", ["n=6", "mass=1", "width=32"])
     d = draw(study, study.points()[0])

@@ -1,0 +1,23 @@
+"""What theorem 3 takes for granted, as objects: one verdict per assumption, and the report on all of them for one run."""
+
+from nt_kernel.house import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Assumption": "stability.assumptions.verdict",
+        "AssumptionReport": "stability.assumptions.report",
+        "AssumptionViolated": "stability.assumptions.failures",
+        "BaselineMissing": "stability.assumptions.failures",
+        "CATALOGUE": "stability.assumptions.catalogue",
+        "CONTROLS": "stability.assumptions.controls",
+        "ConstantMoved": "stability.assumptions.failures",
+        "NULL_SHARE": "stability.assumptions.catalogue",
+        "check_assumptions": "stability.assumptions.check",
+        "judge": "stability.assumptions.verdicts",
+        "no_kernel_drift": "stability.assumptions.verdicts",
+        "positive_rate": "stability.assumptions.verdicts",
+        "resolved_by_floats": "stability.assumptions.verdicts",
+        "smooth_activations": "stability.assumptions.activations",
+    },
+)
