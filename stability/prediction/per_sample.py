@@ -71,7 +71,7 @@ def uniform_per_sample(
     pool_targets: Tensor,
     *,
     each: int = 4,
-    alpha: float = 0.03,
+    alpha: float = 0.02,
     calibration: int | None = None,
     seed: int = 0,
     method: str = "strided-path",
@@ -93,7 +93,7 @@ def uniform_per_sample(
     >>> pool = torch.randn(50, 2, generator=draw, dtype=torch.float64)
     >>> found = uniform_per_sample(model, x, x.sum(1, keepdim=True), pool, pool.sum(1, keepdim=True), steps=20)
     >>> found.upper().shape, found.factors["sup"].m
-    (torch.Size([4]), 33)
+    (torch.Size([4]), 49)
     """
     n, Z = len(x), len(pool)
     if isinstance(each, bool) or not isinstance(each, int) or each < 1:
