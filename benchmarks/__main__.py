@@ -22,6 +22,8 @@ QUESTIONS = {
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",
+    "coverage": "benchmarks.coverage",
+    "influence": "benchmarks.influence",
 }
 
 

@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "predict_twins": "stability.prediction.predict",
         "trained_divergence": "stability.prediction.trained",
         "uniform_estimate": "stability.prediction.uniform",
+        "uniform_per_sample": "stability.prediction.per_sample",
         # contraction metrics
         "ContractionMetric": "stability.contraction.result",
         "certified_metric": "stability.contraction.metric",

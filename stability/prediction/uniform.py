@@ -6,6 +6,10 @@ q = max_j w_jᵀ(Σ wwᵀ + εI)⁻¹w_j; the recursion of T5 (``stability.enclo
 encloses every predicted twin; for the trained ones, and for candidates that were not among these, it is an *estimate*,
 whose coverage has to be measured.
 
+With "strided-path" there is one injection per stride of g steps, w_j = e_{j,t+g} − (I − lr·H_t)^g e_{j,t}: as valid, at the
+looks, and tighter, for every outer ellipsoid of a sum forgets signs. It is still loose, one ellipsoid for all (k, z'):
+``stability.prediction.per_sample`` has an estimate for each k.
+
 With the injections at e = 0 instead (the twin's first step from θ_t of the S run) it does not cover: a twin no longer
 trains on x_k, so its own A' leaves e_k alone where A_t pulls it back, and (A' − A_t)e is as large as what is injected.
 """
@@ -22,15 +26,17 @@ from nt_kernel.metric.output_metric import OutputMetric
 from stability.enclosures import ellipsoid_radii
 from stability.losses import Loss, PerSample
 from stability.prediction.run import TwinPredictor
+from stability.prediction.strided import STRIDE
 from stability.replacement import Replacement
 
 
 @dataclass(frozen=True)
 class UniformEstimate:
-    """Radii that every candidate's divergence should keep to, at every instant. T steps."""
+    """Radii that every candidate's divergence should keep to, at T + 1 instants: every step, or the strided path's looks."""
 
     radii: Tensor  # per sample of S, [T + 1, n]
     stacked: Tensor  # of the stacked outputs, √λ_max(P_t), [T + 1]
+    instants: tuple[int, ...]  # steps
 
     @property
     def sup(self) -> float:
@@ -53,6 +59,7 @@ def uniform_estimate(
     loss: "str | Loss | PerSample" = "squared",
     method: str = "parameter-path",
     cg_steps: int = 2,
+    stride: int = STRIDE,
     memory_limit: int | None = None,
 ) -> UniformEstimate:
     """Estimate sup_t |y'_i − y_i| for all ``candidates`` (k, z') at once; no twin is trained.
@@ -69,21 +76,26 @@ def uniform_estimate(
     model = deepcopy(model)
     predictor = TwinPredictor(
         model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks, loss=loss,
-        method=method, cg_steps=cg_steps, memory_limit=memory_limit,
+        method=method, cg_steps=cg_steps, stride=stride, steps=steps, memory_limit=memory_limit,
     )  # fmt: skip
     n, p = predictor.data.targets.shape
     parameters, F = dict(model.named_parameters()), x.new_zeros(n * p, 1)
-    radii, stacked = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)]
+    radii, stacked, instants = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)], [0]
     e = x.new_zeros(len(candidates), n * p)
-    for _ in range(steps):
-        direction, loop = predictor.advance(lr), predictor.closed_loop(lr)
-        for name, g in direction.items():
+    for t in range(steps):
+        for name, g in predictor.advance(lr).items():
             parameters[name].data.sub_(g, alpha=lr)
-        last, e = e, predictor.look()[0].S.flatten(1)
-        F = uniform_step(loop.apply(F), injection_factor(e - last + loop.pull(last)))
+        if predictor.next_look > t + 1:
+            continue
+        loop = predictor.closed_loop(lr)
+        Ae, e = e, predictor.look()[0].S.flatten(1)
+        for _ in range(t + 1 - instants[-1]):
+            F, Ae = loop.apply(F), Ae - loop.pull(Ae)
+        F = uniform_step(F, injection_factor(e - Ae))
         radii.append(ellipsoid_radii(F, p))
         stacked.append(torch.linalg.matrix_norm(F, 2))
-    return UniformEstimate(torch.stack(radii), torch.stack(stacked))
+        instants.append(t + 1)
+    return UniformEstimate(torch.stack(radii), torch.stack(stacked), tuple(instants))
 
 
 def injection_factor(W: Tensor, floor: float = 1e-6) -> Tensor:

@@ -19,7 +19,7 @@ from stability.prediction.predict import TwinPredictor, predict_twins
 from stability.prediction.states import aligned
 from tests.stability.dense import F64, DenseRun, small_problem, twin_data
 
-METHODS = ["kernel-path", "parameter-path", "cg"]
+METHODS = ["kernel-path", "parameter-path", "strided-path", "cg"]
 
 
 class LinearFeatures(nn.Module):
@@ -236,7 +236,7 @@ def least_limit(predict):
     return int(str(caught.value).split(" need ")[1].split(";")[0])
 
 
-@pytest.mark.parametrize("method", METHODS[:2])
+@pytest.mark.parametrize("method", METHODS[:3])
 @pytest.mark.parametrize(("n", "width", "Q"), [(12, 24, 5), (5, 96, 1), (8, 12, 40)])
 def test_memory_stays_within_the_limit(method, n, width, Q):
     model, x, a, zs, _ = small_problem(seed=1, n=n, p=4, width=width, twins=12)
