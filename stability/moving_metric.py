@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass
 from nt_kernel.metric.model_metric import ModelMetric
 from nt_kernel.metric.output_metric import OutputMetric
-from stability.prediction.loss import OutputGradient, output_gradient
-from stability.replacement import Replacement, check_data, stack_twins
+from stability.losses import Loss, PerSample, resolve_loss
+from stability.replacement import Replacement, data_for, stack_twins
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def metric_change(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
-    loss: "str | OutputGradient" = "squared",
+    loss: "str | Loss | PerSample" = "squared",
 ) -> MetricChange:
     """Both parts of the difference of two twins' velocities at one θ (``params``, default the model's own).
 
@@ -61,13 +61,13 @@ def metric_change(
     >>> found.metric.item(), found.gradient.item(), found.velocity  # ½ − 1/6, 1/6, ½
     (0.333333333333, 0.166666666666, 0.5)
     """
-    check_data(x, targets, replacements, None)
-    gradient, n = output_gradient(loss), len(x)
+    loss, n = resolve_loss(loss), len(x)
+    targets, replacements = data_for(loss, model, x, targets, replacements, None)
     own = {"params": params, "mass": mass, "output_metric": output_metric, "scale": scale, "blocks": blocks}
 
     def on(points: Tensor, wanted: Tensor) -> tuple[ModelMetric, dict[str, Tensor]]:
         metric = ModelMetric(model, points, **own)
-        return metric, metric.gradient(gradient(metric.outputs, wanted.double()) / n)
+        return metric, metric.gradient(loss.gradient(metric.outputs, wanted.double()) / n)
 
     G, g = on(x, targets)
     velocity = G.solve(g)

@@ -26,7 +26,9 @@ def generator(*entropy: int) -> "torch.Generator":
     return torch.Generator().manual_seed(int(state >> 1))
 
 
-def autoencoder(images: "Tensor", latent: int, seed: int, steps: int = 800) -> "tuple[nn.Module, nn.Module, Tensor, Tensor]":
+def autoencoder(
+    images: "Tensor", latent: int, seed: int, steps: int = 800
+) -> "tuple[nn.Module, nn.Module, Tensor, Tensor]":
     """(encoder, decoder, latents standardised, [mean; deviation] of the raw ones) of 64-48-``latent``-48-64 tanh on ``images``
     [N, 64], trained on ½‖x − x̂‖² by Adam, batches of 64."""
     import numpy as np
@@ -187,7 +189,9 @@ def _rounds(network, which, lr, latents, test, seed, budget, per_step, rounds, s
         make = torch.optim.Adam if which == "Adam" else (lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9))
         optimizer = make([p for p in network.parameters()], lr)  # one for all rounds: it keeps its moments
         solver = FirstOrder(lambda params: optimizer, keep=True)
-    limits = {"inner_steps": int(per_step)} if budget == "iterations" else {"inner_steps": 10**6, "inner_seconds": per_step}
+    limits = (
+        {"inner_steps": int(per_step)} if budget == "iterations" else {"inner_steps": 10**6, "inner_seconds": per_step}
+    )
     draw, rows = generator(seed, 4), []
     for number in range(1, rounds + 1):
         x, noise = batch(latents, size, draw)
