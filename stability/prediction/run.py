@@ -15,7 +15,6 @@ from nt_kernel.metric.layer_metric import model_mass, push_through, resolve_bloc
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
 from optim.direction import step_systems, woodbury_direction
 from optim.step_limit import check_lr, checked_rate
-from stability.closed_loop import ClosedLoop
 from stability.loss_step import auto_step, rate_bound, rate_name, weighed_kernel
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.blocks import SharedBlock
@@ -23,6 +22,7 @@ from stability.prediction.budget import MEMORY_LIMIT, candidates_at_once
 from stability.prediction.states import Data, Divergence, OutputState, ParameterState, RunOutputs, View
 from stability.prediction.strided import STRIDE, StridedState, run_stride, stride_at
 from stability.replacement import Replacement, data_for
+from stability.step_matrix import StepMatrix
 
 METHODS = ("kernel-path", "strided-path", "parameter-path", "cg")
 CG_TOLERANCE, CG_STEPS = 1e-12, 200  # of method "cg"
@@ -134,11 +134,11 @@ class TwinPredictor:
         """H of the S run where :meth:`advance` last looked, [np, np]."""
         return kernel_of(self._blocks, len(self.data.x))
 
-    def closed_loop(self, lr: float) -> ClosedLoop:
+    def closed_loop(self, lr: float) -> StepMatrix:
         """A = I − lr·H∇²ℓ of the S run there."""
         sigma = self.loss.sigma(self.data.targets.shape[1])
         root = None if sigma is not None else self.loss.factor(self._y, self.data.targets)
-        return ClosedLoop(self.kernel, lr, sigma=sigma, root=root)
+        return StepMatrix(self.kernel, lr, sigma=sigma, root=root)
 
     @torch.no_grad()
     def advance(self, lr: float) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from nt_kernel.metric.inner import apply_blocks
 from stability.loss_step import weighed
 
 
-class ClosedLoop:
+class StepMatrix:
     """A for a kernel H [np, np] and ∇²ℓ = σI, or ΛᵀΛ (``root`` [n, q, p], then σ is None).
 
     ``norm`` is ‖A‖₂: from the eigenvalues of H where A is symmetric, a singular value elsewhere (above 1 whenever H and ∇²ℓ
@@ -17,7 +17,7 @@ class ClosedLoop:
     ascending, where they are known.
 
     >>> H = torch.diag(torch.tensor([1.0, 4.0]))
-    >>> loop = ClosedLoop(H, 0.1, sigma=0.5)
+    >>> loop = StepMatrix(H, 0.1, sigma=0.5)
     >>> round(loop.norm, 6), loop.rate, loop.apply(torch.ones(2, 1)).flatten()
     (0.95, 2.0, tensor([0.9500, 0.8000]))
     """
