@@ -269,3 +269,18 @@ def test_a_buffer_emptied_on_the_way_carries_nothing(nesterov):
                 optimizer.step()
         runs.append(run)
     assert injections(*runs)[0].abs().max() < 1e-12
+
+
+def test_amsgrad_divides_by_the_largest_second_moment():
+    x, a = data(4, 2, 2)
+    model = mlp(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.5), amsgrad=True)
+    with record(model, x, optimizer, targets=a) as run:
+        for t in range(6):
+            optimizer.zero_grad()
+            (half_squares(model(x), a).mean() / 4**t).backward()
+            optimizer.step()
+    for name, p in model.named_parameters():
+        state = optimizer.state[p]
+        assert (state["max_exp_avg_sq"] > state["exp_avg_sq"]).any()
+        torch.testing.assert_close(run.masses(5)[name], (state["max_exp_avg_sq"] / (1 - 0.5**6)).sqrt() + 1e-8)
