@@ -1,4 +1,4 @@
-"""A small latent-diffusion testbed: an autoencoder on digits, and a noise-prediction network trained by movements in its latents.
+"""A small latent-diffusion testbed: an autoencoder on digits, and a noise-prediction network trained by movements in it.
 
 Round by round N fresh triples (latent z₀, time t, noise ε) make a squared energy E(u) = ½‖u − ε‖² on the network's outputs at
 z_t = cos(πt/2)z₀ + sin(πt/2)ε; one proximal step of size τ is taken, its inner problem solved by Gauss–Newton or a first-order
@@ -6,6 +6,7 @@ optimizer under one budget for all. Samples are drawn by the deterministic sampl
 """
 
 import math
+from itertools import pairwise
 from time import process_time
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ def generator(*entropy: int) -> "torch.Generator":
     return torch.Generator().manual_seed(int(state >> 1))
 
 
-def autoencoder(images: "Tensor", latent: int, seed: int, steps: int = 800) -> "tuple[nn.Module, nn.Module, Tensor, Tensor]":
+def autoencoder(
+    images: "Tensor", latent: int, seed: int, steps: int = 800
+) -> "tuple[nn.Module, nn.Module, Tensor, Tensor]":
     """(encoder, decoder, latents standardised, [mean; deviation] of the raw ones) of 64-48-``latent``-48-64 tanh on ``images``
     [N, 64], trained on ½‖x − x̂‖² by Adam, batches of 64."""
     import numpy as np
@@ -87,7 +90,7 @@ def sample(network: "nn.Module", count: int, latent: int, draw: "torch.Generator
     z = torch.randn(count, latent, generator=draw, dtype=torch.float64)
     times = torch.linspace(0.98, 0.0, steps + 1, dtype=torch.float64)
     with torch.no_grad():
-        for now, after in zip(times[:-1], times[1:], strict=True):
+        for now, after in pairwise(times):
             t = now.expand(count)
             noise = network(features(z, t))
             angle = math.pi / 2 * now
@@ -121,9 +124,9 @@ def movement_tables(
     tau: float,
     images: int,
 ) -> "dict[str, pd.DataFrame]":
-    """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean over
-    rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and CPU
-    seconds; ``rounds``: the loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and the same
+    """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean
+    over rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and
+    CPU seconds; ``rounds``: the loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and the same
     reconstructed (source "sample", "real", "reconstructed")."""
     import numpy as np
     import pandas as pd
@@ -187,7 +190,9 @@ def _rounds(network, which, lr, latents, test, seed, budget, per_step, rounds, s
         make = torch.optim.Adam if which == "Adam" else (lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9))
         optimizer = make([p for p in network.parameters()], lr)  # one for all rounds: it keeps its moments
         solver = FirstOrder(lambda params: optimizer, keep=True)
-    limits = {"inner_steps": int(per_step)} if budget == "iterations" else {"inner_steps": 10**6, "inner_seconds": per_step}
+    limits = (
+        {"inner_steps": int(per_step)} if budget == "iterations" else {"inner_steps": 10**6, "inner_seconds": per_step}
+    )
     draw, rows = generator(seed, 4), []
     for number in range(1, rounds + 1):
         x, noise = batch(latents, size, draw)
