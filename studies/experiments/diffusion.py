@@ -126,8 +126,8 @@ def movement_tables(
 ) -> "dict[str, pd.DataFrame]":
     """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean
     over rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and
-    CPU seconds; ``rounds``: the loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and the same
-    reconstructed (source "sample", "real", "reconstructed")."""
+    CPU seconds; ``rounds``: loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and
+    their reconstructions (source "sample", "real", "reconstructed")."""
     import numpy as np
     import pandas as pd
     import torch

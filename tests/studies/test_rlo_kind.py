@@ -116,7 +116,7 @@ def test_evaluation_does_not_train_the_statistics():
 
 
 def test_a_study_and_its_words():
-    overrides = ["n=20", "width=4", "steps=6", "every=2", "grid.seeds=2", "grid.lr=0.01,0.03", "data.held_out=30"]
+    overrides = ["n=20", "width=4", "steps=6", "every=2", "grid.seeds=2", "grid.lr=[0.01, 0.03]", "data.held_out=30"]
     study = Study.from_toml("rlo-directions", overrides)
     frames = frames_of(RLO, study)
     assert len(frames.summary) == 4 * 2 * 2
@@ -141,8 +141,8 @@ def test_a_study_and_its_words():
 
 
 def test_a_study_without_a_number_on_its_axes():
-    overrides = ["n=20", "width=4", "steps=4", "every=2", "grid.seeds=2", "grid.lr=0.01,0.03", "data.held_out=30"]
-    overrides += ["grid.rule.name=sgd,adam", "grid.model.architecture=mlp,cnn"]
+    overrides = ["n=20", "width=4", "steps=4", "every=2", "grid.seeds=2", "grid.lr=[0.01, 0.03]", "data.held_out=30"]
+    overrides += ['grid.rule.name=["sgd", "adam"]', 'grid.model.architecture=["mlp", "cnn"]']
     study = Study.from_toml("rlo-twins", overrides)
     frames = frames_of(RLO, study)
     (section,) = RLO.sections(frames)
