@@ -86,7 +86,7 @@ def sections(frames) -> list[Section]:
         Section(
             "sweep",
             "What the study varies",
-            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution over seeds). "
+            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
             "A run that diverged counts with chance accuracy and is left out of the losses.",
             lambda: sweep_figure(frames),
         )
