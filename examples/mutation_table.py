@@ -44,7 +44,7 @@ def main(write: bool) -> None:
     print(text)
     if write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(HEAD)
-        rows, blank, after = rest.partition("\n\n")
+        _, blank, after = rest.partition("\n\n")
         PAGE.write_text(before + text + blank + after, encoding="utf-8")
 
 
