@@ -1,4 +1,4 @@
-"""The networks beyond ``studies.models``: a small CNN, a residual network, a transformer. Plain ``torch.nn`` modules only.
+"""The networks beyond ``studies.data.models``: a small CNN, a residual network, a transformer. Plain ``torch.nn`` only.
 
 BatchNorm is in eval mode with statistics of its own: the residual network that the most peers can run.
 """

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import networks
-from studies.data import dataset
-from studies.models import fully_connected
+from studies.data.datasets import dataset
+from studies.data.models import fully_connected
 
 VOCABULARY = 100
 

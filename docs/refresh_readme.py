@@ -23,7 +23,7 @@ def with_finding(readme: str, finding: str) -> str:
 
 def main(results: Path) -> None:
     from studies import load_results
-    from studies.paragraph import headline
+    from studies.report.paragraph import headline
 
     finding = textwrap.fill(headline(load_results(results)), 140, break_on_hyphens=False)
     (ROOT / "docs" / "figures").mkdir(exist_ok=True)

@@ -14,10 +14,10 @@ import torch
 
 from optim import Woodbury
 from stability.action_record import ActionRecord, record_action
-from studies.data import dataset
-from studies.figure_action import action_figure, excess_action
-from studies.figure_style import save_figure
-from studies.models import fully_connected
+from studies.data.datasets import dataset
+from studies.data.models import fully_connected
+from studies.figures.action import action_figure, excess_action
+from studies.figures.style import save_figure
 
 SAMPLES, WIDTH, MASS, TARGET = 60, 32, 0.1, 0.1
 SGD, ADAM = torch.optim.SGD, torch.optim.Adam

@@ -20,6 +20,15 @@ __getattr__, __dir__, __all__ = lazy_names(
         "RLO": "optim.rlo",
         "RLOLambda": "optim.rlo",
         "RLOLifted": "optim.rlo",
+        # minimizing movements
+        "ConvexEnergy": "optim.movements.energy",
+        "FirstOrder": "optim.movements.first_order",
+        "GaussNewton": "optim.movements.gauss_newton",
+        "QuadraticEnergy": "optim.movements.energy",
+        "SquaredEnergy": "optim.movements.energy",
+        "chain_weights": "optim.movements.energy",
+        "dirichlet_energy": "optim.movements.energy",
+        "minimizing_movements": "optim.minimizing_movement",
         # stacked networks
         "StackedState": "optim.stacked",
         "WoodburyStep": "optim.stacked_woodbury",

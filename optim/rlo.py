@@ -84,11 +84,13 @@ class RLO(torch.optim.Optimizer):
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         self.observers: list[Callable[[list[Lifted]], None]] = []
-        checked_options({**options, "betas": betas or BETAS.get(memory, (0.0, 0.0))})
-        super().__init__(params, options)
+        checked = checked_options({**options, "betas": betas or BETAS.get(memory, (0.0, 0.0))})
+        super().__init__(params, {**options, "lr": checked["lr"]})
 
     def add_param_group(self, param_group: dict) -> None:
         """As in torch; a group that is refused is not added."""
+        if not isinstance(param_group, dict):
+            return super().add_param_group(param_group)  # torch's words for what is no group
         options = {**self.defaults, **param_group}
         options["betas"] = options["betas"] or BETAS.get(options["memory"])
         options = checked_options(options)
@@ -156,10 +158,14 @@ class RLO(torch.optim.Optimizer):
         return [P(p, d) for p, d in zip(params, ds, strict=True)] if curved else ds
 
     def _slot(self, name: str, params: Tensors) -> Tensors:
+        found = []
         for p in params:
-            if name not in self.state[p]:
-                self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return [self.state[p][name] for p in params]
+            held = self.state[p].get(name)
+            if held is None:
+                held = torch.zeros_like(p, memory_format=torch.preserve_format)
+            found.append(held.to(p))  # of the model as it is now: it may have been cast
+            self.state[p][name] = found[-1]
+        return found
 
     def _move(self, one: Lifted, weight_decay: float) -> None:
         if weight_decay:
@@ -231,7 +237,9 @@ class RLOLifted(RLO):
 
 
 def checked_options(options: dict) -> dict:
-    """The options of a group with what follows from them: ``eta`` a number, ``eta_schedule``, ``lifted``, ``steps``."""
+    """The options of a group with what follows from them: ``lr``, ``eta`` numbers, ``eta_schedule``, ``lifted``, ``steps``."""
+    if isinstance(options["lr"], Tensor) and options["lr"].numel() == 1:
+        options = {**options, "lr": options["lr"].item()}
     for name, most in (("lr", math.inf), ("eps", math.inf), ("scale", math.inf), ("weight_decay", math.inf)):
         _in_range(name, options[name], most, open_below=name == "scale")
     if options["memory"] not in BETAS:

@@ -102,10 +102,27 @@ def direction(
     else:
         d = list(torch._foreach_mul(signals, factor))
     if phi == "tanh":
-        torch._foreach_tanh_(d)
+        tanh_(d)
     elif phi == "sign":
         torch._foreach_sign_(d)
     return d
+
+
+def tanh_(values: Tensors) -> None:
+    """tanh in place, as 1/(1 + 2/e) with e = exp(2x) − 1 where torch's own is slow: single and double precision on the CPU.
+
+    e is the library's ``expm1``, which keeps the relative accuracy near 0: within 4ε of tanh, relative, everywhere. Beyond
+    |x| = 20 it is ±1 in both types, and e would overflow.
+
+    >>> x = [torch.tensor([-1e-9, 0.5, 1e9], dtype=torch.float64)]
+    >>> tanh_(x)
+    >>> x[0] / torch.tensor([-1e-9, 0.46211715726000975, 1.0], dtype=torch.float64)
+    tensor([1., 1., 1.], dtype=torch.float64)
+    """
+    if not all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in values):
+        return torch._foreach_tanh_(values)
+    for x in values:  # one tensor after the other: it stays in the cache
+        x.clamp_(-20.0, 20.0).mul_(2.0).expm1_().reciprocal_().mul_(2.0).add_(1.0).reciprocal_()
 
 
 def check_target(u: Tensor, d) -> None:

@@ -137,12 +137,14 @@ def checked_rate(
     limit: float = 2.0,
     decay: float = 0.0,
     ridge: float = 0.0,
+    rate: str = "λ_max",
 ) -> float:
     """A bound on λ_max that allows ``lr``: ``bound`` where it does, else the Frobenius norm of ``matrix()``, else λ_max.
 
     ``matrix`` is a function, called only when the bound does not suffice; it returns symmetric matrices [..., P, P].
     Allowed is lr·(λ/limit + decay/2) < 1: ``limit`` of :func:`largest_product`, ``decay`` the decoupled weight decay.
-    ``ridge`` bounds what Riemannian decay adds, weight_decay/μ: λ is max(bound, ridge), or λ(matrix) + ridge.
+    ``ridge`` bounds what Riemannian decay adds, weight_decay/μ: λ is max(bound, ridge), or λ(matrix) + ridge. ``rate`` is what
+    the message calls λ_max.
     Raises :class:`StepTooLargeError`, naming 2/λ_max, where none allows it; NumericalError for kernels that are not finite.
 
     **Derived** (ridge, scale "mean"). With C ⪯ N·blockdiag(c·J_αᵀMJ_α) the curvature C + wI of h + ½w‖θ‖² is at most
@@ -168,7 +170,7 @@ def checked_rate(
     if not allows(largest):
         largest = torch.linalg.eigvalsh(matrices)[..., -1].max().item() + ridge
     if not allows(largest):
-        formula = f"{limit:g}/λ_max" if decay == 0 else f"1/(λ_max/{limit:g} + {decay:g}/2)"
+        formula = f"{limit:g}/{rate}" if decay == 0 else f"1/({rate}/{limit:g} + {decay:g}/2)"
         raise StepTooLargeError(lr, lr_limit(largest, limit, decay), where, formula)
     return largest
 

@@ -59,10 +59,11 @@ def gronwall_step(E: Tensor, d: Tensor, xi: float, dt: float) -> Tensor:
     return decay * E + gain * d
 
 
-def bound_ladder(constants: Mapping[str, float], n: int) -> dict[str, float]:
+def bound_ladder(constants: Mapping[str, float], n: int, sigma: float = 1.0) -> dict[str, float]:
     """T0, T1, T1c, T2, the floor 2L√n and the trivial level 2L from the constants of one pair of runs.
 
     ``constants``: ``xi, kappa, L, mu, h, column, disturbance`` (``stability.constants``). T0 to T2 are inf where ξ = 0.
+    ``sigma``: of the loss (σ/2)‖y − a‖², L the norm of its gradient; the rate is σξ, the floors are 2L√n/σ and 2L/σ.
     Raises ValueError for a missing, negative or NaN constant.
 
     >>> ladder = bound_ladder(dict(xi=0.1, kappa=2.0, L=1.0, mu=1.0, h=3.0, column=0.5, disturbance=0.2), n=9)
@@ -73,14 +74,14 @@ def bound_ladder(constants: Mapping[str, float], n: int) -> dict[str, float]:
         value = constants.get(name)
         if value is None or not value >= 0:
             raise ValueError(f"constant {name!r} must be a number >= 0, got {value!r}")
-    xi, L = constants["xi"], constants["L"]
+    xi, L = sigma * constants["xi"], constants["L"]
     return {
         "T0": theorem3_bound(constants["kappa"], L, xi, constants["mu"], n),
         "T1": metric_bound(constants["h"], L, xi, n),
         "T1c": column_bound(constants["column"], L, xi),
         "T2": disturbance_bound(constants["disturbance"], xi),
-        "vacuity_floor": vacuity_floor(L, n),
-        "trivial_sup": 2 * L,
+        "vacuity_floor": vacuity_floor(L / sigma, n),
+        "trivial_sup": 2 * L / sigma,
     }
 
 

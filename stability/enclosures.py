@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def scalar_step(E: Tensor, A_norm: float | Tensor, w_norm: Tensor) -> Tensor:
-    """One step of **T4**: E⁺ = ‖A‖₂E + ‖w‖."""
-    return A_norm * E + w_norm
+from optim.recursion import scalar_recursion
+from optim.recursion import scalar_step as scalar_step  # one engine, offered here too
 
 
 def ellipsoid_step(F: Tensor, AF: Tensor, w: Tensor) -> Tensor:
@@ -43,6 +41,28 @@ def ellipsoid_radii(F: Tensor, p: int) -> Tensor:
     return torch.linalg.eigvalsh(blocks @ blocks.mT)[..., -1].clamp_min(0).sqrt()
 
 
+def ellipsoid_norm(F: Tensor) -> Tensor:
+    """√λ_max(P) for P = FFᵀ, the radius of the whole enclosure: F [..., D, R] → [...], by the smaller Gram matrix.
+
+    >>> ellipsoid_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+    tensor(4.)
+    """
+    gram = F @ F.mT if F.shape[-2] < F.shape[-1] else F.mT @ F
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0).sqrt()
+
+
+def spectral_norm(A: Tensor) -> Tensor:
+    """‖A‖₂ of a square matrix, by the eigenvalues of A where it is symmetric and of AᵀA elsewhere: [D, D] → [].
+
+    >>> spectral_norm(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+    tensor(2.)
+    """
+    if torch.equal(A, A.mT):
+        values = torch.linalg.eigvalsh(A)
+        return torch.maximum(values[0].abs(), values[-1].abs())
+    return torch.linalg.eigvalsh(A.mT @ A)[-1].clamp_min(0).sqrt()
+
+
 def scalar_enclosure(errors: Tensor, closed_loop: Sequence[Tensor]) -> Tensor:
     """**T4** along a recorded pair: E_t ≥ ‖e_t‖ for every t, [T + 1].
 
@@ -53,10 +73,8 @@ def scalar_enclosure(errors: Tensor, closed_loop: Sequence[Tensor]) -> Tensor:
     tensor([0.0000, 1.0000, 0.6000])
     """
     _check(errors, closed_loop)
-    E = [errors[0].norm()]
-    for t, A in enumerate(closed_loop):
-        E.append(scalar_step(E[-1], torch.linalg.matrix_norm(A, 2), (errors[t + 1] - A @ errors[t]).norm()))
-    return torch.stack(E)
+    injected = [(errors[t + 1] - A @ errors[t]).norm() for t, A in enumerate(closed_loop)]
+    return scalar_recursion(errors[0].norm(), (spectral_norm(A) for A in closed_loop), injected)
 
 
 def ellipsoidal_enclosure(errors: Tensor, closed_loop: Sequence[Tensor], p: int = 1) -> tuple[Tensor, Tensor]:
@@ -69,11 +87,11 @@ def ellipsoidal_enclosure(errors: Tensor, closed_loop: Sequence[Tensor], p: int 
     """
     _check(errors, closed_loop)
     F = errors[0][:, None]
-    radii, stacked = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)]
+    radii, stacked = [ellipsoid_radii(F, p)], [ellipsoid_norm(F)]
     for t, A in enumerate(closed_loop):
         F = ellipsoid_step(F, A @ F, errors[t + 1] - A @ errors[t])
         radii.append(ellipsoid_radii(F, p))
-        stacked.append(torch.linalg.matrix_norm(F, 2))
+        stacked.append(ellipsoid_norm(F))
     return torch.stack(radii), torch.stack(stacked)
 
 

@@ -18,19 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nt_kernel.errors import unknown_name
 from nt_kernel.factors import Factor, layer_factors
 from nt_kernel.mass import Mass, Masses
 from nt_kernel.metric.inner import InnerSystem
 from nt_kernel.metric.layer_metric import model_mass, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-
-# Losses with a canonical link: ∇_y ℓ, and the output metric that is their Gauss–Newton matrix ∇²_y ℓ.
-LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
-    "squared": (lambda y, a: y - a, "squared"),
-    "cross_entropy": (lambda y, a: y.softmax(-1) - a, "cross_entropy"),
-    "logistic": (lambda y, a: y.sigmoid() - a, "logistic"),
-}
+from stability.losses import Loss, PerSample, resolve_loss
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ def influence(
     *,
     damping: Mass,
     params: Mapping[str, Tensor] | None = None,
-    loss: str = "squared",
+    loss: "str | Loss | PerSample" = "squared",
 ) -> Effects:
     """Damped inverse Gauss–Newton influence of every replacement (k, z') on the outputs at S, the others and ``query``:
 
@@ -85,7 +78,7 @@ def influence(
     damping: λD: a number, or a dict by parameter or layer name. Where no weight decay fixes it, mass/T stands for a run of
         length T = Σ lr stopped early: on an eigenvalue s of D^(−½)HD^(−½) gradient flow has gone 1 − e^(−Ts) of the way,
         the Woodbury flow (one block) 1 − e^(−Ts/(1+s)), the damped step s/(s + λ); all three begin as Ts for λ = 1/T.
-    loss: "squared" ½‖y − a‖², "cross_entropy" or "logistic" (on logits, targets as probabilities).
+    loss: by name, or any convex function (:func:`stability.resolve_loss`; targets as probabilities for cross-entropy).
 
     First order in 1/n: for a quadratic risk with weight decay λ at its minimum the truth is this with the H of S'. It takes θ
     for stationary, which no unfinished run is. Cost: one pass on all points, per layer a Gram matrix of all points with S and
@@ -101,8 +94,6 @@ def influence(
     >>> effects.replaced(0, 0)[0].item()  # −(1/2)·1·(2.5 + 0.5)⁻¹·(1 − 0)
     -0.166666...
     """
-    if loss not in LOSSES:
-        raise ValueError(unknown_name("loss", loss, LOSSES))
     per_sample = pulls(
         model, x, targets, others, other_targets, query, params=params, mass=damping, blocks="network", loss=loss
     )
@@ -122,7 +113,7 @@ def pulls(
     output_metric: "str | OutputMetric | Callable | None" = None,
     scale: str = "mean",
     blocks: str = "layer",
-    loss: str = "squared",
+    loss: "str | Loss | PerSample" = "squared",
 ) -> Tensor:
     """−(1/n) J_q G⁻¹J_jᵀ r_j for every sample j of S and the others, at every point q of S, the others and the query points,
     [n + Z, n + Z + Q, p] in float64.
@@ -130,18 +121,16 @@ def pulls(
     G = D + c·JᵀMJ is built on S (mass, output_metric, scale, blocks: as for ``nt_kernel.generalized_ntk``; scale "none" is
     G = D); ``output_metric`` None is the Gauss–Newton matrix of the loss.
     """
-    if loss not in LOSSES:
-        raise ValueError(unknown_name("loss", loss, LOSSES))
-    gradient, gauss_newton = LOSSES[loss]
+    loss = resolve_loss(loss)
     points = _points(x, targets, others, other_targets, query)
     n, B = len(x), len(x) + len(others)
     y, factors = layer_factors(model, points, params=params)
     if y.shape[1] != targets.shape[1]:
         raise ValueError(f"the model gives {y.shape[1]} outputs, targets have {targets.shape[1]}")
     y, factors = y.double(), {name: factor.to(torch.float64) for name, factor in factors.items()}
-    r = gradient(y[:B], torch.cat([targets, other_targets]).double())
+    r = loss.gradient(y[:B], torch.cat([targets, other_targets]).double())
     masses = model_mass(factors, mass)
-    metric, c = resolve_output_metric(output_metric or gauss_newton), scale_factor(scale, n)
+    metric, c = resolve_output_metric(output_metric or loss.metric_for(targets.double())), scale_factor(scale, n)
     total = sum(_block_pulls(f, n, masses, c, metric, y, r) for f in resolve_blocks(factors, blocks).values())
     return total.movedim(-1, 0) / -n
 

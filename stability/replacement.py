@@ -1,20 +1,53 @@
 """Twin data sets: S, and S^(k→z') with sample k replaced by z' = (x', a')."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from stability.losses import Loss
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Sample ``index`` of S is replaced by the input ``x`` [d, …] with target ``target`` [p]."""
+    """Sample ``index`` of S is replaced by the input ``x`` [d, …] with target ``target`` [p] (a class index under
+    cross-entropy)."""
 
     index: int
     x: Tensor
     target: Tensor
+
+
+def data_for(
+    loss: Loss,
+    model: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    replacements: Sequence[Replacement],
+    held_out: Tensor | None,
+) -> tuple[Tensor, Sequence[Replacement]]:
+    """Targets [n, p] and replacements as the loss takes them, checked: class indices [n] of cross-entropy become one-hot.
+
+    Raises what :func:`check_data` and :meth:`stability.losses.Loss.encoded` raise.
+    """
+    if loss.targets == "distribution" and isinstance(targets, Tensor) and not targets.is_floating_point():
+        _check_tensor("x", x, None)
+        with torch.no_grad():
+            p = model(x[:1]).flatten(1).shape[-1]
+        targets = loss.encoded(targets, p, x.dtype)
+        replacements = [
+            replace(z, target=loss.encoded(z.target, p, x.dtype, f"replacements[{j}].target"))
+            if isinstance(z, Replacement)
+            else z
+            for j, z in enumerate(replacements)
+        ]
+    check_data(x, targets, replacements, held_out)
+    loss.encoded(targets, targets.shape[1])
+    for j, z in enumerate(replacements):
+        loss.encoded(z.target, targets.shape[1], name=f"replacements[{j}].target")
+    return targets, replacements
 
 
 def check_data(x: Tensor, targets: Tensor, replacements: Sequence[Replacement], held_out: Tensor | None) -> None:

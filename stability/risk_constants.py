@@ -6,7 +6,7 @@ objective is F = h + ½w‖θ‖², w the weight decay; the common term w takes 
 gradients, so L_θ is that of the losses.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,20 +15,14 @@ from torch.func import grad, jvp
 
 from nt_kernel.capture.observe import run_model
 from nt_kernel.capture.probe import split_state
-from nt_kernel.errors import unknown_name
 from nt_kernel.factors import layer_factors
 from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import model_mass
 from nt_kernel.metric.model_metric import mass_entries
 from nt_kernel.spectra.extremal import extremal_eigenvalues
 from stability.assumptions import Assumption, smooth_activations
-from stability.influence_functions import LOSSES
+from stability.losses import Loss, PerSample, resolve_loss
 
-SAMPLE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "squared": lambda y, a: (y - a).square().sum(-1) / 2,
-    "cross_entropy": lambda y, a: -(a * y.log_softmax(-1)).sum(-1),
-    "logistic": lambda y, a: (nn.functional.softplus(y) - a * y).sum(-1),
-}
 SAMPLINGS = ("full batch", "one sample")
 # Second difference of the outputs, relative to them, up to which a model counts as affine in θ.
 AFFINE = 1e-9
@@ -80,23 +74,21 @@ class RiskHessian:
         params: Mapping[str, Tensor] | None = None,
         weight_decay: float = 0.0,
         mass: Mass = 1.0,
-        loss: str = "squared",
+        loss: "str | Loss | PerSample" = "squared",
     ):
-        if loss not in SAMPLE_LOSSES:
-            raise ValueError(unknown_name("loss", loss, SAMPLE_LOSSES))
         if not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {weight_decay!r}")
         own, fixed = split_state(model)
         state = {n: t.double() if t.is_floating_point() else t for n, t in fixed.items()}
         self.params = {n: (own if params is None else params)[n].detach().double() for n in own}
-        x, targets, of_sample = x.double(), targets.double(), SAMPLE_LOSSES[loss]
+        x, targets, of_sample = x.double(), targets.double(), resolve_loss(loss).value
 
         def risk(values):
             return of_sample(run_model(model, {**state, **values}, x), targets).mean()
 
         self._gradient = grad(risk)
         self.device = x.device
-        self.roots = _mass_roots(model, x[:1], mass, self.params)
+        self.roots = mass_roots(model, x[:1], mass, self.params)
         self._decay = weight_decay / self.roots.square()
         self.shape = (len(self.roots), len(self.roots))
 
@@ -134,7 +126,7 @@ def parameter_constants(
     weight_decay: float = 0.0,
     mass: Mass = 1.0,
     scale: str = "none",
-    loss: str = "squared",
+    loss: "str | Loss | PerSample" = "squared",
     sampling: str = "full batch",
     curvature_every: int = 1,
 ) -> ParameterConstants:
@@ -166,7 +158,7 @@ def parameter_constants(
     if not all(runs):
         raise ValueError("checkpoints is empty: the constants are measured along recorded runs")
     points, aims = torch.cat([x, others]), torch.cat([targets, other_targets])
-    everywhere = loss == "squared" and is_affine(model, points)
+    everywhere = resolve_loss(loss).quadratic and is_affine(model, points)
     batches = [(x, targets)] if sampling == "full batch" else list(zip(points.split(1), aims.split(1), strict=True))
     lipschitz, low, high = 0.0, float("inf"), -float("inf")
     for run in runs:
@@ -190,13 +182,17 @@ def parameter_constants(
 
 
 def gradient_norms(
-    model: nn.Module, x: Tensor, targets: Tensor, *, params=None, mass: Mass = 1.0, loss: str = "squared"
+    model: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    *,
+    params=None,
+    mass: Mass = 1.0,
+    loss: "str | Loss | PerSample" = "squared",
 ) -> Tensor:
     """‖D^(−½)∇_θ ℓ_j‖ of every sample, [N] float64: (r_jᵀ J_jD⁻¹J_jᵀ r_j)^½, summed over the layers, no gradient formed."""
-    if loss not in LOSSES:
-        raise ValueError(unknown_name("loss", loss, LOSSES))
     y, factors = layer_factors(model, x, params=params)
-    r = LOSSES[loss][0](y.double(), targets.double())
+    r = resolve_loss(loss).gradient(y.double(), targets.double())
     masses = model_mass(factors, mass)
     blocks = sum(f.to(torch.float64).block_gram(masses) for f in factors.values())
     return torch.einsum("nc,ncd,nd->n", r, blocks, r).clamp_min(0).sqrt()
@@ -227,7 +223,7 @@ def is_affine(model: nn.Module, x: Tensor, *, seed: int = 0) -> bool:
     return True
 
 
-def _mass_roots(model: nn.Module, x: Tensor, mass: Mass, params: Mapping[str, Tensor]) -> Tensor:
+def mass_roots(model: nn.Module, x: Tensor, mass: Mass, params: Mapping[str, Tensor]) -> Tensor:
     """√D as one vector [m]."""
     _, factors = layer_factors(model, x.to(next(iter(model.parameters())).dtype))
     masses = model_mass(factors, mass)

@@ -14,11 +14,13 @@ from nt_kernel.capture.observe import run_model
 from nt_kernel.capture.probe import split_state
 from nt_kernel.factors import Factor, stacked_layer_factors
 from nt_kernel.mass import Mass
-from nt_kernel.metric.layer_metric import inner_system, model_mass, rate_limit, resolve_blocks, scale_factor
+from nt_kernel.metric.layer_metric import inner_system, model_mass, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import resolve_output_metric
 from nt_kernel.spectra.spectrum import largest_block_eigenvalues, rounding_radius
 from optim.direction import inner_systems, woodbury_direction
 from optim.step_limit import checked_rate
+from stability.loss_step import rate_bound, rate_name, weighed_kernel
+from stability.losses import Loss, resolve_loss
 from stability.replacement import Replacement, rows_on_S, stack_twins
 
 
@@ -27,9 +29,10 @@ class Snapshot:
     """The stacked system at one instant. R twins, n samples, p outputs, V = 1 + R viewed runs (S and the twins)."""
 
     outputs: Tensor  # y of S and twins on S, [V, n, p]
-    residuals: Tensor  # r = y − a of S and twins on their own rows, the removed x_k last, [V, n + 1, p]
+    residuals: Tensor  # r = ∇_y ℓ of S and twins on their own rows, the removed x_k last, [V, n + 1, p]
     probe_residuals: Tensor  # r of the S run at the replacements z', [R, p]
-    train_loss: Tensor  # mean ½‖r‖² of S and twins on their own data, [V]
+    train_loss: Tensor  # mean ℓ of S and twins on their own data, [V]
+    root: Tensor | None  # Λ of the S run on S, ∇²ℓ = ΛᵀΛ, [n, q, p]; None where ∇²ℓ = σI
     null_outputs: Tensor | None  # y of the null twin on S, [n, p]
     H: Tensor  # kernel of the S run, [np, np]
     H_error: float  # rounding radius around its eigenvalues
@@ -37,12 +40,12 @@ class Snapshot:
     twin_columns: Tensor  # R' at x_k and at x'_k, and R'r' with r' on S (x'_k left out), [R, (n+1)p, 2p + 1]
     jacobian_norms: Tensor  # ‖J_i‖₂ of S and twins on their rows, [V, n + 1] (row n of run 0 is not used)
     probe_norms: Tensor  # ‖J_i‖₂ of the S run at the replacements z', [R]
-    rate: float  # a bound on λ_max(H) of S and of every twin with its own metric, small enough for the step
+    rate: float  # a bound on λ_max(ΛHΛᵀ) of S and of every twin with its own metric, small enough for the step
     velocity: dict[str, Tensor]  # θ̇ = −G⁻¹∇h of all runs and probes, {name: [K, …]}
 
 
 class TwinSystem:
-    """Stacked runs with squared loss ½‖y − a‖² and the metric G = D + c·JᵀMJ of each on its own data.
+    """Stacked runs with one loss and the metric G = D + c·JᵀMJ of each on its own data.
 
     ``params`` is the state; :meth:`snapshot` looks, :meth:`advance` moves. Nothing of ``model`` is changed.
     """
@@ -54,6 +57,7 @@ class TwinSystem:
         targets: Tensor,
         replacements: Sequence[Replacement],
         *,
+        loss: "Loss | str" = "squared",
         held_out: Tensor | None,
         mass: Mass,
         output_metric,
@@ -61,7 +65,7 @@ class TwinSystem:
         blocks: str,
         null_twin: bool,
     ):
-        self.model, self.blocks = model, blocks
+        self.model, self.blocks, self.loss = model, blocks, resolve_loss(loss)
         self.n, self.R, self.p = len(x), len(replacements), targets.shape[1]
         self.V, self.has_null = 1 + self.R, null_twin
         self.trained = self.V + null_twin
@@ -98,7 +102,8 @@ class TwinSystem:
             )
         self.mass = model_mass(factors, mass)
         self.block_count = len(resolve_blocks(factors, blocks))
-        self.has_identity_metric = self.metric.factor(y[:1, : self.n]) is None
+        self.sigma = self.loss.sigma(self.p)  # None: the curvature of the loss is not constant
+        self.loss.value(y[0], self.targets[0])  # one of the user's own says here what is wrong with its shape
 
     def snapshot(self, lr: float | None, where: str = "") -> Snapshot:
         """Everything the bounds need at the present parameters.
@@ -108,7 +113,7 @@ class TwinSystem:
         n, p, V = self.n, self.p, self.V
         y, factors = stacked_layer_factors(self.model, self.params, self.x)
         blocks = self._trained(resolve_blocks(factors, self.blocks), n + 1)
-        residuals = y[:V] - self.targets
+        residuals = self.loss.gradient(y[:V], self.targets)
         probe = self._probe_columns(residuals[1:])
         inners, H, twin_blocks, twin_columns, size = {}, None, 0, 0, 0.0
         for name, factor in blocks.items():
@@ -126,8 +131,9 @@ class TwinSystem:
         return Snapshot(
             outputs=torch.cat([y[:1, :n], self.on_S(y[1:V])]),
             residuals=residuals,
-            probe_residuals=y[self.trained :].flatten(0, 1)[: self.R] - self.probe_targets,
-            train_loss=residuals[:, :n].square().sum(-1).mean(-1) / 2,
+            probe_residuals=self.loss.gradient(y[self.trained :].flatten(0, 1)[: self.R], self.probe_targets),
+            train_loss=self.loss.value(y[:V, :n], self.targets[:, :n]).mean(-1),
+            root=None if self.sigma is not None else self.loss.factor(y[0, :n], self.S_targets),
             null_outputs=y[V, :n] if self.has_null else None,
             H=H,
             H_error=rounding_radius(n * p, max(size, H.norm().item()), H.dtype),
@@ -204,7 +210,7 @@ class TwinSystem:
 
     def _velocity(self, blocks, inners, y: Tensor) -> dict[str, Tensor]:
         own = torch.cat([self.targets, self.targets[:1]]) if self.has_null else self.targets
-        r = (y[: self.trained] - own)[:, : self.n] / self.n
+        r = self.loss.gradient(y[: self.trained], own)[:, : self.n] / self.n
         direction = woodbury_direction(blocks, inners, r, self.mass)
         probes = len(self.x) - self.trained
         return {
@@ -212,7 +218,7 @@ class TwinSystem:
         }
 
     def _check_step(self, lr: float | None, own: Tensor, H: Tensor, inners, where: str) -> float:
-        bound = rate_limit(self.block_count, self.n, self.c, self.metric, own)
+        bound = rate_bound(self.loss, self.metric, self.block_count, self.n, self.c, own)
         if lr is None:
             return bound
 
@@ -221,9 +227,10 @@ class TwinSystem:
             for inner in inners.values():
                 inner = inner.runs(slice(1, self.V))
                 twins = inner.add_to(twins, inner.self_kernel())
-            return torch.cat([H[None], twins / self.n])
+            every = torch.cat([H[None], twins / self.n])
+            return weighed_kernel(self.loss, every, own[: self.V], self.targets[:, : self.n])
 
-        return checked_rate(lr, bound, kernels, where.rstrip(": "))
+        return checked_rate(lr, bound, kernels, where.rstrip(": "), rate=rate_name(self.loss))
 
 
 def _pad_rows(rows: Tensor, height: int) -> Tensor:

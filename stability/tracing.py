@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
 from stability.influence_functions import Effects, pulls
+from stability.losses import Loss, PerSample
 
 # θ_t by parameter name, and the lr of the step that is taken there (of all steps up to the next checkpoint, summed).
 Checkpoint = tuple[Mapping[str, Tensor], float]
@@ -32,7 +33,7 @@ def tracin_path(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
-    loss: str = "squared",
+    loss: "str | Loss | PerSample" = "squared",
 ) -> Iterator[Effects]:
     """The effects after each checkpoint, a generator: for every (k, z') and every point q
 

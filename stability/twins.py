@@ -11,18 +11,25 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass, smallest_mass
 from nt_kernel.metric.output_metric import OutputMetric
 from optim.flow import gradient_flow
-from optim.step_limit import auto_lr, check_lr
+from optim.step_limit import check_lr
 from stability.assumptions.catalogue import NULL_SHARE
 from stability.assumptions.structure import why_singular
 from stability.assumptions.verdicts import judge
 from stability.bounds import bound_ladder
+from stability.loss_step import auto_step
+from stability.losses import Loss, PerSample, resolve_loss
 from stability.monitor import QUANTILES, Monitor
-from stability.replacement import Replacement, check_data
+from stability.replacement import Replacement, data_for
 from stability.system import TwinSystem
 
-_SUP = ("kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_others", "path_l2", "path_sup")
+_SUP = (
+    "kappa", "L", "h", "column", "disturbance", "drift", "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup",
+)  # fmt: skip
 _MEASURED = ("measured_sup", "measured_l2", "measured_replaced", "measured_others", "measured_heldout")
-_SERIES = (*_MEASURED, "T3", "T4", "T5", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss")
+_SERIES = (
+    *_MEASURED, "T3", "T4", "T5", "T5_l2", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss",
+    "T3H", "T3H_drift", "rate_H", "measured_H",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,14 @@ def train_twins(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
-    loss: str = "squared",
+    loss: "str | Loss | PerSample" = "squared",
     dynamics: str = "euler",
     null_twin: bool = True,
     observer: Callable | None = None,
 ) -> TwinResult:
     """Train on S and on every S^(k→z') from one shared initialisation; measure and bound the divergence.
 
-    Full-batch Riemannian descent θ ← θ − lr·G⁻¹∇h on h = (1/n)Σ ½‖y_i − a_i‖², each run with its own metric built on
+    Full-batch Riemannian descent θ ← θ − lr·G⁻¹∇h on h = (1/n)Σ ℓ(y_i, a_i), each run with its own metric built on
     its own data. Divergence e = y' − y is read on the inputs of S (and on ``held_out``), in units of the outputs.
     Theory: Pehle & Slotine, arXiv 2603.03610, theorem 3, and the ladder of ``stability.bounds`` and
     ``stability.enclosures``.
@@ -72,9 +79,12 @@ def train_twins(
     ----------
     model: its parameters are the shared initialisation; it is not changed. In eval mode if it has dropout or BatchNorm.
     x [n, d, …], targets [n, p], replacements, held_out [Q, d, …]: in the model's dtype and device.
-    lr: step size, or "auto" (1/N; scale "mean", M = I). With ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and
-        read every lr units of time.
+    lr: step size, or "auto" (half the limit that N blocks and the curvature of the loss guarantee; scale "mean"). With
+        ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and read every lr units of time.
     mass, output_metric, scale, blocks: the metric (``nt_kernel.generalized_ntk``); scale "none" is gradient descent.
+    loss: "squared" (½‖y − a‖², the loss of the theorem), "mse" (σ = 2/p), "cross_entropy" (targets [n, p] or class indices
+        [n]), "logistic", "huber", or a convex function (:func:`stability.resolve_loss`). Where ∇²ℓ is not σI, T0 to T3 are
+        NaN, "T2H", "T3H", "T3H_drift" stand in their place (``stability.loss_ladder``), and "not_applicable" says why.
     null_twin: also train S from θ₀ moved by one ulp, to see what rounding does.
     observer: called as ``observer(system, snapshot, eigenvalues of H)`` at every instant, in order; it only looks.
 
@@ -89,27 +99,19 @@ def train_twins(
     >>> pair["T0"] >= pair["T1"] >= pair["T1c"] >= pair["T2"] >= pair["T3"], pair["T4"] >= pair["measured_l2"]
     (True, True)
     """
-    _check_options(steps, lr, loss, dynamics, model, x)
-    check_data(x, targets, replacements, held_out)
+    _check_options(steps, lr, dynamics, model, x)
+    loss = resolve_loss(loss)
+    targets, replacements = data_for(loss, model, x, targets, replacements, held_out)
     system = TwinSystem(
-        model, x, targets, replacements, held_out=held_out, mass=mass, output_metric=output_metric, scale=scale,
+        model, x, targets, replacements, loss=loss, held_out=held_out, mass=mass, output_metric=output_metric, scale=scale,
         blocks=blocks, null_twin=null_twin,
     )  # fmt: skip
-    step = _auto_lr(system, scale) if lr == "auto" else float(lr)
+    step = auto_step(loss, system.metric, system.block_count, scale, targets) if lr == "auto" else float(lr)
     gap = system.metric_gap()
     monitor = Monitor(system, step, observer)
     with torch.no_grad():
         _run(system, monitor, steps, step, dynamics)
     return _result(model, system, monitor, x, replacements, step, gap, dynamics)
-
-
-def _auto_lr(system: TwinSystem, scale: str) -> float:
-    if not system.has_identity_metric:
-        raise ValueError(
-            f'lr="auto" rests on λ_max(H) ≤ N, which needs M = I under squared loss; with output_metric='
-            f"{system.metric.name!r} write a number"
-        )
-    return auto_lr(system.block_count, scale)
 
 
 def _run(system: TwinSystem, monitor: Monitor, steps: int, lr: float, dynamics: str) -> None:
@@ -128,7 +130,8 @@ def _run(system: TwinSystem, monitor: Monitor, steps: int, lr: float, dynamics: 
 def _result(
     model, system: TwinSystem, monitor: Monitor, x, replacements, lr: float, gap: Tensor, dynamics: str
 ) -> TwinResult:
-    series = {name: torch.stack(values, -1).cpu().double().numpy() for name, values in monitor.pairs.items()}
+    recorded = monitor.pairs if monitor.ladder is None else monitor.pairs | monitor.ladder.series
+    series = {name: torch.stack(values, -1).cpu().double().numpy() for name, values in recorded.items()}
     run = {name: np.array(values) for name, values in monitor.run.items()}
     structural = why_singular(model, x, system.p)
     if structural:  # λ_min = 0 exactly, whatever was computed
@@ -142,11 +145,12 @@ def _result(
         "steps": len(run["xi"]) - 1, "xi": xi, "mu": smallest_mass(system.mass), "lambda_max": lambda_max,
         "lambda_max_twin": rate, "null_sup": null, "train_loss": float(run["train_loss"][-1]),
     }  # fmt: skip
+    rungs = [] if monitor.ladder is None else monitor.ladder.rungs(system.loss.name)
     pairs = []
     for j, z in enumerate(replacements):
         row = {"replaced": z.index, **shared, "metric_gap": float(gap[j])}
         row |= {name: float(series[name][j].max()) for name in (*_SUP, *_MEASURED) if name in series}
-        row |= bound_ladder(row, system.n)
+        row |= bound_ladder(row, system.n, system.sigma) if monitor.ladder is None else rungs[j]
         row["drift_share"] = row["drift"] / row["disturbance"] if row["disturbance"] > 0 else 0.0
         for name in ("sup", "replaced", "others", "heldout"):
             if f"measured_{name}" in series:
@@ -160,6 +164,7 @@ def _result(
         pairs,
         dynamics=dynamics,
         structural=structural,
+        loss=system.loss,
     )
     return TwinResult(
         pairs,
@@ -182,12 +187,10 @@ def _flags(xi: float, structural: str, system: TwinSystem, z: Replacement, x: Te
     return flags
 
 
-def _check_options(steps, lr, loss: str, dynamics: str, model: nn.Module, x: Tensor) -> None:
+def _check_options(steps, lr, dynamics: str, model: nn.Module, x: Tensor) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
     check_lr(lr)
-    if loss != "squared":
-        raise ValueError(f"loss must be 'squared' (½‖y − a‖², the loss of the theorem), got {loss!r}")
     if dynamics not in ("euler", "flow"):
         raise ValueError(f"dynamics must be 'euler' or 'flow', got {dynamics!r}")
     if dynamics == "flow" and isinstance(x, Tensor) and x.dtype != torch.float64:

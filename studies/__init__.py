@@ -20,9 +20,9 @@ check_not_shadowed(__file__, ["nt_kernel", "optim", "stability"])
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "Study": "studies.config",
-        "ConfigError": "studies.config",
-        "run_study": "studies.runner",
-        "load_results": "studies.store",
+        "Study": "studies.definition.config",
+        "ConfigError": "studies.definition.config",
+        "run_study": "studies.running.runner",
+        "load_results": "studies.results.store",
     },
 )

@@ -1,7 +1,7 @@
 """The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
 
-Exit status: 0 done; 1 a numerical failure, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted;
-`check` has statuses of its own (``studies.check``).
+Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted;
+`check` has statuses of its own (``studies.running.check``).
 Every failure is one line on stderr.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nt_kernel.errors import NumericalError
-from studies.check import add_options
-from studies.engines import WorkerLost
+from studies.running.check import add_options
+from studies.running.engines import PointsFailed, WorkerLost
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,13 +31,15 @@ def parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="a study as it would be run")
     show.set_defaults(action=show_study)
+    plan = commands.add_parser("plan", help="how long a study would take, and how much memory, before it is run")
+    plan.set_defaults(action=plan_study)
     run = commands.add_parser("run", help="train a study, or continue it, and draw its report")
     run.set_defaults(action=run_study)
     check = commands.add_parser(
         "check", help="the assumptions of the theorem at every point: 0 hold, 1 violated, 3 undecided"
     )
     add_options(check)
-    for command in (show, run, check):
+    for command in (show, plan, run, check):
         command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
         command.add_argument(
             "overrides",
@@ -49,9 +51,21 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="the reduced grid of the study: within a minute")
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY)")
 
+    resume = commands.add_parser("resume", help="continue the study that a results folder holds")
+    resume.add_argument("out", type=Path, metavar="DIR", help="a results folder")
+    resume.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="keys that change no number: workers, engine, …"
+    )
+    resume.set_defaults(action=resume_study)
+
     report = commands.add_parser("report", help="draw figures and report of a results folder again, without training")
     report.add_argument("out", type=Path, metavar="DIR", help="a results folder")
     report.set_defaults(action=draw_report)
+
+    compare = commands.add_parser("compare", help="what differs between two results folders, config and numbers")
+    for side in ("left", "right"):
+        compare.add_argument(side, type=Path, metavar="DIR", help="a results folder")
+    compare.set_defaults(action=compare_folders)
     return top
 
 
@@ -59,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     >>> main(["list"])
-    digits          Twin networks on handwritten digits
-    digits-large    Twin networks on handwritten digits, up to 256 images
+    cifar10         Twins on CIFAR-10 (twins)
+    ...
+    digits          Twin networks on handwritten digits (twins)
+    ...
     0
     """
     command_parser = parser()
@@ -79,57 +95,97 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as in `stability show digits | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, ImportError, NumericalError, WorkerLost, OSError) as error:
+    except (ValueError, TypeError, ImportError, NumericalError, WorkerLost, PointsFailed, OSError) as error:
         if arguments.traceback:
             raise
-        status = 1 if isinstance(error, NumericalError | WorkerLost | OSError) else 2
+        status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
     return status or 0
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, shipped_studies
+    from studies.definition.config import Study, shipped_studies
 
     for name in sorted(shipped_studies()):
-        print(f"{name:<15} {Study.from_toml(name).title}")
+        study = Study.from_toml(name)
+        print(f"{name:<15} {study.title} ({study.kind})")
 
 
 def show_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study, source_text
+    from studies.definition.config import Study, source_text
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
-    points = len(study.points())
     changed = arguments.overrides or arguments.quick
     print(study.to_toml() if changed else source_text(arguments.study))  # unchanged: with its author's comments
-    print(f"# {points} points, {points * study.grid.replacements} twin pairs")
+    print(f"# {study.describe_size()}")
 
 
 def run_study(arguments: argparse.Namespace) -> None:
-    from studies.config import Study
+    from studies.definition.config import Study
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
     name = Path(arguments.study).stem + ("-quick" if arguments.quick else "")
     out = arguments.out or Path("results") / name
 
-    from studies import runner
+    from studies.running import runner
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
     _write_report(out)
 
 
-def draw_report(arguments: argparse.Namespace) -> None:
-    from studies import store
+def plan_study(arguments: argparse.Namespace) -> None:
+    from studies.definition.config import Study
+    from studies.running.plan import plan, plan_text
+
+    study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
+    print(plan_text(study, plan(study)))
+
+
+def resume_study(arguments: argparse.Namespace) -> None:
+    from studies.definition.config import Study
+    from studies.results import store
+    from studies.running import runner
 
     out = arguments.out
-    with store.usable(out):
+    store.read_study(out)  # says what is wrong with the folder
+    study = Study.from_toml(out / "config.toml", arguments.overrides)
+    runner.run_study(study, out, command=["stability", *sys.argv[1:]])
+    _write_report(out)
+
+
+def compare_folders(arguments: argparse.Namespace) -> None:
+    from studies.results.compare import compare_results
+    from studies.results.whole import usable
+
+    with usable(arguments.left), usable(arguments.right):
+        found = compare_results(arguments.left, arguments.right)
+    if found.config.empty:
+        print("the configs are the same")
+    else:
+        print(found.config.to_string(index=False))
+    print(
+        f"\n{found.common} rows in both, {found.only_left} only in {arguments.left}, {found.only_right} only in "
+        f"{arguments.right}; medians over the common rows:"
+    )
+    print(found.numbers.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if found.equal:
+        print("every number is the same, bit for bit")
+
+
+def draw_report(arguments: argparse.Namespace) -> None:
+    from studies.results import store
+    from studies.results.whole import usable
+
+    out = arguments.out
+    with usable(out):
         if (out / "points").is_dir():  # an interrupted run may have finished points that its tables do not hold
             store.collect(out, store.read_study(out))
     _write_report(out)
 
 
 def _write_report(out: Path) -> None:
-    from studies.report import write_report
-    from studies.store import usable
+    from studies.report.page import write_report
+    from studies.results.whole import usable
 
     with usable(out):
         page = write_report(out)

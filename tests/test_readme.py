@@ -24,7 +24,7 @@ def test_the_python_blocks_run_one_after_the_other(capsys):
 
 def test_the_commands_parse(capsys):
     from studies.cli import parser
-    from studies.config import Study
+    from studies.definition.config import Study
 
     commands = re.findall(r"^stability (run [^#\n]*)", README, re.MULTILINE)
     assert commands

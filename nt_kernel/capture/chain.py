@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from nt_kernel.capture.site import Site
 from nt_kernel.capture.structures import structure_of
+from nt_kernel.products.dense import product
 
 # Autograd's nodes of functions that act on every entry by itself; sums and products with constants may repeat entries, which
 # makes the result larger.
@@ -101,6 +102,6 @@ def chain_sensitivities(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> 
     found = [weights[-1] * slopes[-1][:, None, :]]
     for weight, before in zip(reversed(weights[:-1]), reversed(slopes[:-1]), strict=True):
         after = found[-1]
-        delta = (after.flatten(0, 1) @ weight).unflatten(0, after.shape[:2])
+        delta = product(after.flatten(0, 1), weight).unflatten(0, after.shape[:2])
         found.append(delta.mul_(before[:, None, :]))
     return found[::-1]

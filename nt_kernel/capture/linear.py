@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nt_kernel.mass import Masses, ParameterMass, RowColumnMass
+from nt_kernel.products.dense import product
 from nt_kernel.products.forms import Flat, Outer, Weighted, outer_sums
 from nt_kernel.products.positions import Positions
 
@@ -103,7 +104,7 @@ class LinearPart:
             u = tangent[self.weight]
             if len(self.shape) > 2:
                 u = u.flatten(-len(self.shape) + 1)
-            dz = self.inputs.flatten(-3, -2) @ (u if self.transposed else u.mT)
+            dz = product(self.inputs.flatten(-3, -2), u if self.transposed else u.mT)
         if self.bias in tangent:
             b = tangent[self.bias][..., None, :]
             dz = b.expand(*b.shape[:-2], self.inputs.shape[-3] * T, b.shape[-1]) if dz is None else dz + b
@@ -119,7 +120,7 @@ class LinearPart:
         out = {}
         if self.weight:
             inputs = self.inputs.flatten(-3, -2)
-            g = inputs.mT @ weighted if self.transposed else weighted.mT @ inputs
+            g = product(inputs.mT, weighted) if self.transposed else product(weighted.mT, inputs)
             out[self.weight] = g.unflatten(-1, self.shape[1:]) if len(self.shape) > 2 else g
         if self.bias:
             out[self.bias] = weighted.sum(-2)

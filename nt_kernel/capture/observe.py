@@ -154,21 +154,41 @@ def _followed(t) -> bool:
     return isinstance(t, Tensor) and (t.requires_grad or t.is_inference())
 
 
+def is_chain(model: nn.Module, plan: Plan, params: dict[str, Tensor], buffers: dict[str, Tensor], x) -> bool:
+    """True where the model is a perceptron, whose sensitivities the chain rule gives (``nt_kernel.capture.chain``)."""
+    inputs = tuple(t.detach() if isinstance(t, Tensor) else t for t in as_inputs(x))
+    state, tape = {**params, **buffers}, Tape(plan.sites, next(iter(params.values())))
+    if transform_level() is not None or any(map(_followed, (*state.values(), *inputs))):
+        return False
+    with _recording():
+        _, recorded = _forward(model, plan, params, state, inputs, tape.through)
+        return linear_chain(plan.sites, recorded, tape.edges)
+
+
 def _by_autograd(model: nn.Module, plan: Plan, params, state, x, like: Tensor) -> tuple:
-    tape = Tape(plan.sites, like)
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
-        y, recorded = _forward(model, plan, params, state, x, tape.through)
-        tape.y = y
+    with _recording():
+        for cut in (True, False) if plan.chain else (False,):  # again, should it not be a chain any more
+            tape = Tape(plan.sites, like)
+            y, recorded = _forward(model, plan, params, state, x, tape.through, cut)
+            if not cut or linear_chain(plan.sites, recorded, tape.edges):
+                break
         features = {i: f.detach() for i, f in recorded.items()}
-        if y.shape[1] > 1 and linear_chain(plan.sites, recorded, tape.edges):
+        if cut:
             inner, after = plan.sites[:-1], plan.sites[1:]
             slopes = [slope(recorded[b.index], tape.edges[s.index]) for s, b in zip(inner, after, strict=True)]
             found = chain_sensitivities([state[b.weight] for b in after], slopes)
             deltas = {site.index: delta.transpose(0, 1) for site, delta in zip(inner, found, strict=True)}
             return y.detach(), features, deltas, {}
         del recorded
+        tape.y = y
         found = _sensitivities_of(tape, y.detach(), plan, features)
     return y.detach(), features, *found
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS):
+        yield
 
 
 def _by_transform(model: nn.Module, plan: Plan, params, state, x, like: Tensor) -> tuple:
@@ -191,7 +211,9 @@ def _sensitivities_of(pull_back: PullBack, y: Tensor, plan: Plan, features: dict
     return sensitivities(pull_back, y, contraction, sum(map(prod, shapes.values())))
 
 
-def _forward(model: nn.Module, plan: Plan, params, state, x, through: Callable[[int, Tensor], Tensor]) -> tuple:
+def _forward(
+    model: nn.Module, plan: Plan, params, state, x, through: Callable[[int, Tensor], Tensor], cut: bool = False
+) -> tuple:
     """Outputs [N, C] and features by call, of a pass that is found to be the plan's; ``through(index, out)`` is what the
     model goes on with after a captured call."""
     like = next(iter(params.values()))
@@ -209,7 +231,7 @@ def _forward(model: nn.Module, plan: Plan, params, state, x, through: Callable[[
         features[index] = seen.to(like.dtype) if seen.is_floating_point() else seen
         return through(index, out)
 
-    watch = Watch({id(value): name for name, value in params.items()}, see)
+    watch = Watch({id(value): name for name, value in params.items()}, see, cut)
     out = call_model(model, state, x, watch)
     newly_hidden = watch.hidden - set(plan.explicit)  # an unused one among them
     another_end = any(site.is_output for site in plan.sites) and watch.final(out) != plan.final

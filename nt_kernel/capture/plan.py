@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nt_kernel.capture.elementwise import elementwise_sums, repeats_over_samples
 from nt_kernel.capture.explicit import ExplicitPart
 from nt_kernel.capture.linear_output import LinearOutputPart
-from nt_kernel.capture.observe import as_inputs, batch_size, check_finite, observe, run_model, select_samples
+from nt_kernel.capture.observe import as_inputs, batch_size, check_finite, is_chain, observe, run_model, select_samples
 from nt_kernel.capture.probe import (
     Record,
     layout_of,
@@ -259,7 +259,7 @@ def _checked(model: nn.Module, plan: Plan, x) -> Plan:
     nearby = {name: _jittered(p, draw) for name, p in params.items()}
     if bool(run_model(model, {**nearby, **fixed}, x, plan.output).isfinite().all()):
         plan = _checked_at(model, plan, nearby, fixed, x)
-    return plan
+    return replace(plan, chain=is_chain(model, plan, params, fixed, x))
 
 
 def _jittered(p: Tensor, draw: torch.Generator) -> Tensor:

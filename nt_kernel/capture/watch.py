@@ -7,11 +7,13 @@ moment say. The order of the known calls is the pass's *path*, by which a plan i
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nt_kernel.capture.structures import structure_of
 from nt_kernel.capture.transparent import composition_of, run_batchable
+from nt_kernel.products.dense import linear
 
 # What these return does not depend on the values in their argument, to first order.
 _FREE = {
@@ -50,11 +52,12 @@ class Watch(TorchFunctionMode):
     """Sees the registered calls on the named parameters in their order, and hands each result to ``see``.
 
     ``see(index, structure, call, weight, bias, out)`` returns what the model goes on with. Without ``see`` the mode only
-    makes fused functions transparent.
+    makes fused functions transparent. With ``cut``, autograd does not follow from a linear layer's result to its input.
     """
 
-    def __init__(self, names: dict[int, str] | None = None, see: Callable | None = None):
+    def __init__(self, names: dict[int, str] | None = None, see: Callable | None = None, cut: bool = False):
         super().__init__()
+        self.cut = cut
         self.names, self.see = names or {}, see
         self.path: list[tuple] = []  # (structure, weight, bias, options) of every call seen
         self.outs: list[tuple[Tensor, int | None]] = []
@@ -70,9 +73,12 @@ class Watch(TorchFunctionMode):
                 out = composed(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = run_batchable(func, args, kwargs)
-        self.volatile |= func in _SELECTS or (func is Tensor.__getitem__ and _by_mask(args[1]))
         used = self._used(args, kwargs) if self.see else ()
+        if self.cut and used and func is F.linear and args:
+            out = linear(args[0].detach(), *args[1:], **kwargs)
+        else:
+            out = run_batchable(func, args, kwargs)
+        self.volatile |= func in _SELECTS or (func is Tensor.__getitem__ and _by_mask(args[1]))
         if not used:
             return out
         call, structure = None, structure_of(func)

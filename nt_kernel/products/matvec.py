@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nt_kernel.products.dense import product
 from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
 from nt_kernel.products.positions import Positions
 from nt_kernel.products.tiles import Form
@@ -27,7 +28,7 @@ def kernel_product(forms: Sequence[Form]) -> Product:
     """
     products, stack = [_PRODUCT[type(form)](form) for form in forms], _stack_of(forms[0])
 
-    def product(v: Tensor) -> Tensor:
+    def times(v: Tensor) -> Tensor:
         more = v.shape[: v.dim() - 2 - stack]
         rows = v.reshape(-1, *v.shape[v.dim() - 2 - stack :]).movedim(0, -2)  # [..., N, R, C], R vectors
         total = products[0](rows)
@@ -35,7 +36,7 @@ def kernel_product(forms: Sequence[Form]) -> Product:
             total = total + one(rows)
         return total.movedim(-2, 0).reshape(*more, *v.shape[v.dim() - 2 - stack :])
 
-    return product
+    return times
 
 
 def _stack_of(form: Form) -> int:
@@ -53,29 +54,29 @@ def _stack_of(form: Form) -> int:
 def _outer(form: Outer) -> Product:
     through = _input_product(form.inputs, lambda: form.input_gram)
 
-    def product(v: Tensor) -> Tensor:
+    def times(v: Tensor) -> Tensor:
         pulled = v @ form.deltas  # [..., N, R, o]
         return through(pulled.flatten(-2)).unflatten(-1, pulled.shape[-2:]) @ form.deltas.mT
 
-    return product
+    return times
 
 
 def _input_product(inputs: Tensor, gram_of_inputs: Callable[[], Tensor]) -> Product:
     """w ↦ a aᵀw for w [..., N, k], by the Gram matrix of the inputs where there are fewer samples than inputs."""
     if inputs.shape[-2] <= inputs.shape[-1]:
         gram = gram_of_inputs()
-        return lambda w: gram @ w
-    return lambda w: inputs @ (inputs.mT @ w)
+        return lambda w: product(gram, w)
+    return lambda w: product(inputs, product(inputs.mT, w))
 
 
 def _flat(form: Flat) -> Product:
     J = form.jacobian.flatten(-3, -2)  # [..., NC, P]
 
-    def product(v: Tensor) -> Tensor:
+    def times(v: Tensor) -> Tensor:
         pulled = v.movedim(-2, -3).flatten(-2) @ J  # [..., R, P]
         return (pulled @ J.mT).unflatten(-1, (v.shape[-3], v.shape[-1])).movedim(-3, -2)
 
-    return product
+    return times
 
 
 def _decoupled(form: Decoupled) -> Product:
@@ -95,7 +96,7 @@ def _positions(form: Positions) -> Product:
         inputs = form.inputs.flatten(-3, -2)
 
         def through(w: Tensor) -> Tensor:
-            return inputs @ (inputs.mT @ w)
+            return product(inputs, product(inputs.mT, w))
 
     return _through_positions(form.deltas, through)
 
@@ -115,12 +116,12 @@ def _through_positions(deltas: Tensor, through: Product) -> Product:
     T, o = deltas.shape[-2:]
     deltas = deltas.flatten(-2)  # [..., N, C, T·o]
 
-    def product(v: Tensor) -> Tensor:
+    def times(v: Tensor) -> Tensor:
         pulled = (v @ deltas).unflatten(-1, (T, o)).movedim(-3, -2)  # [..., N, T, R, o]
         pushed = through(pulled.flatten(-2).flatten(-3, -2)).unflatten(-1, pulled.shape[-2:])  # [..., NT, R, o]
         return pushed.unflatten(-3, (-1, T)).movedim(-3, -2).flatten(-2) @ deltas.mT
 
-    return product
+    return times
 
 
 def mean_product(forms: Sequence[Form]) -> Tensor:
@@ -136,9 +137,8 @@ def mean_product(forms: Sequence[Form]) -> Tensor:
 
 
 def _outer_mean(form: Outer) -> Tensor:
-    through = _input_product(form.inputs[..., None, :, :], lambda: form.input_gram[..., None, :, :])
-    carried = through(form.deltas.movedim(-2, -3))  # [..., C, N, o]
-    return form.deltas @ carried.movedim(-3, -1)
+    carried = _input_product(form.inputs, lambda: form.input_gram)(form.deltas.flatten(-2))  # [..., N, C·o]
+    return form.deltas @ carried.unflatten(-1, form.deltas.shape[-2:]).mT
 
 
 def _flat_mean(form: Flat) -> Tensor:

@@ -9,12 +9,13 @@ Its Gram matrix is a double sum over positions, Σ_{s,t} (a_{is}·a_{jt})(δ_{ic
 multiplications each; the cheapest is taken.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nt_kernel.products.forms import Flat, outer_sums
+from nt_kernel.products.forms import Flat, outer_sums, unit_chunks
 
 # The transfer and pairs routes are batches of small products; measured against one large product of as many operations.
 SMALL_PRODUCTS = 2.0
@@ -83,6 +84,13 @@ class Positions:
     def summed(self) -> Tensor:
         """Σ_s δ_{ics} ⊗ a_{is}, [..., N, C, o·d]."""
         return outer_sums(self.deltas, self._vectors()).flatten(-2)
+
+    def pieces(self, other: "Positions") -> Iterator[tuple[Flat, Flat]]:
+        """The two Jacobians of the route "summed", some units o at a time."""
+        mine, theirs = self._vectors(), None if other is self else other._vectors()
+        for which in unit_chunks(self, other, self.width):
+            left = Flat(outer_sums(self.deltas[..., which], mine).flatten(-2))
+            yield left, left if other is self else Flat(outer_sums(other.deltas[..., which], theirs).flatten(-2))
 
     def _vectors(self) -> Tensor:
         if not self.vocabulary:

@@ -56,11 +56,7 @@ def _decoupled(a: Decoupled, b: Decoupled, kept: str) -> Tensor:
 
 
 def _weighted(a: Weighted, b: Weighted, kept: str) -> Tensor:
-    def piece(which: slice) -> Tensor:
-        left = Flat(a._jacobian(which))
-        return _flat(left, left if a is b else Flat(b._jacobian(which)), kept)
-
-    return reduce(Tensor.add_, map(piece, a._chunks(b)))
+    return reduce(Tensor.add_, (_flat(left, right, kept) for left, right in a.pieces(b)))
 
 
 def positions_costs(N: int, M: int, C: int, T: int, U: int, o: int, d: int, lookup: bool = False) -> dict[str, float]:

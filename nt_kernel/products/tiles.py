@@ -4,19 +4,19 @@ A symmetric Gram matrix is built from its upper blocks alone, half the multiplic
 the kernel of a network) add into a tile while it is in the cache.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from math import ceil
 
 from torch import Tensor
 
-from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
+from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted, Writer
 from nt_kernel.products.positions import Positions
 
 Form = Outer | Flat | Decoupled | Weighted | Positions
 
-# Rows (sample, output) of a tile: measured from 40 to 240 on MLPs, convolutions and attention.
-TILE_ROWS = 120
+# Rows (sample, output) of a tile: measured from 40 to 320 on MLPs, convolutions and attention.
+TILE_ROWS = 160
 
 
 def gram_of(forms: Sequence[Form], others: Sequence[Form] | None = None) -> Tensor:
@@ -34,37 +34,41 @@ def gram_of(forms: Sequence[Form], others: Sequence[Form] | None = None) -> Tens
     step = max(1, TILE_ROWS // C)
     if stack or 2 * step >= N:  # stacked twins are one batched product already
         return _products([a.matched(b)] for a, b in pairs)
-    passes = _passes(pairs)
     step = ceil(N / ceil(N / step))
-    out = None  # as a matrix: two-dimensional transposes copy fast
-    for group in passes:
-        matched = [a.matched(b) for a, b in group]
-        whole = isinstance(group[0][0], Weighted)  # chunked already, in the other direction
-        for start in range(0, N, N if whole else step):
-            rows, beyond = slice(start, N if whole else min(start + step, N)), slice(start if symmetric else 0, M)
-            tile = _products([[(a.rows(rows), b.rows(beyond)) for a, b in matched]]).flatten(-2).flatten(0, 1)
-            if out is None:
-                out = tile.new_zeros(N * C, M * C) if len(passes) > 1 else tile.new_empty(N * C, M * C)
-            part = out[rows.start * C : rows.stop * C, beyond.start * C :]
-            part.add_(tile) if len(passes) > 1 else part.copy_(tile)
+    out = _like(forms[0]).new_empty(N * C, M * C)  # as a matrix: two-dimensional transposes copy fast
+    for number, group in enumerate(_passes(pairs)):
+        writers = [_writer(a, b) for a, b in group]
+        for start in range(0, N, step):
+            rows, columns = slice(start, min(start + step, N)), slice(start if symmetric else 0, M)
+            tile = out[rows.start * C : rows.stop * C, columns.start * C :]
+            for place, write in enumerate(writers):
+                write(rows, columns, tile, number + place > 0)
+        del group, writers
     if symmetric:
         _mirror(out, step * C)
     return out.unflatten(-1, (M, C)).unflatten(0, (N, C))
 
 
-def _passes(pairs: Sequence[tuple[Form, Form]]) -> list[list[tuple[Form, Form]]]:
-    """The forms that are read as they are, together; each that is first made larger (a summed J) by itself, so that only
-    one of these is in memory at a time."""
-    as_they_are = [p for p in pairs if isinstance(p[0], Outer | Flat | Decoupled)]
-    alone = [[p] for p in pairs if not isinstance(p[0], Outer | Flat | Decoupled)]
-    return ([as_they_are] if as_they_are else []) + alone
+def _passes(pairs: Sequence[tuple[Form, Form]]) -> Iterator[list[tuple[Form, Form]]]:
+    """Matched pairs to go through tile by tile: first all that are read as they are; then, one after the other, what is made
+    larger for it (a Jacobian, in pieces), so that little of that is in memory at a time."""
+    small = [a.matched(b) for a, b in pairs if isinstance(a, Outer | Flat | Decoupled)]
+    small.sort(key=lambda pair: isinstance(pair[0], Decoupled))  # these add a few entries to what is there
+    if small:
+        yield small
+    for a, b in pairs:
+        if isinstance(a, Weighted) or (isinstance(a, Positions) and a.cheapest(b) == "summed"):
+            yield from ([piece] for piece in a.pieces(b))
+        elif isinstance(a, Positions):
+            yield [a.matched(b)]
 
 
 def _mirror(matrix: Tensor, step: int) -> None:
     """Copy the upper blocks of a square matrix to below its diagonal, in place."""
     for start in range(0, len(matrix) - step, step):
         stop = start + step
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].mT.contiguous()
+        # Copied first: torch transposes what is contiguous twice as fast.
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].contiguous().mT.contiguous()
 
 
 def _alike(a: Form, b: Form) -> tuple[Form, Form]:
@@ -79,6 +83,25 @@ def _alike(a: Form, b: Form) -> tuple[Form, Form]:
 def blocks_of(forms: Sequence[Form]) -> Tensor:
     """The diagonal blocks Σ_k J_{k,i}J_{k,i}ᵀ, [..., N, C, C]."""
     return reduce(Tensor.add_, (form.block_gram() for form in forms))
+
+
+def _like(form: Form) -> Tensor:
+    """A tensor of the type and device of the Gram matrix."""
+    if isinstance(form, Flat):
+        return form.jacobian
+    return form.inputs if isinstance(form, Decoupled) else form.deltas
+
+
+def _writer(a: Form, b: Form) -> Writer:
+    """What writes tiles of J J'ᵀ (``nt_kernel.products.forms``)."""
+    if isinstance(a, Outer | Decoupled):
+        return a.writer(b)
+
+    def write(rows: slice, columns: slice, tile: Tensor, add: bool) -> None:
+        found = a.rows(rows).gram(b.rows(columns)).flatten(-2).flatten(0, 1)
+        tile.add_(found) if add else tile.copy_(found)
+
+    return write
 
 
 def _products(groups: Iterable[Sequence[tuple[Form, Form]]]) -> Tensor:

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import unknown_name
 from stability.assumptions.verdict import Assumption
 from stability.assumptions.verdicts import undecided, verdict_on
-from stability.risk_constants import SAMPLE_LOSSES
+from stability.losses import resolve_loss
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -46,11 +45,7 @@ def loss_function(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """ℓ(y [1, p], a [1, p]) by name, or the user's own (a torch loss module does)."""
     if callable(loss):
         return loss
-    if not isinstance(loss, str):
-        raise TypeError(f"loss must be a name or a function (y, a) -> ℓ, got {type(loss).__name__}")
-    if loss not in SAMPLE_LOSSES:
-        raise ValueError(unknown_name("loss", loss, SAMPLE_LOSSES))
-    return lambda y, a: SAMPLE_LOSSES[loss](y, a).sum()
+    return lambda y, a: resolve_loss(loss).value(y, a).sum()
 
 
 def curvature(loss: Loss, y: Tensor, targets: Tensor) -> float:

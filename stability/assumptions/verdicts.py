@@ -13,6 +13,7 @@ from torch import nn
 from stability.assumptions.activations import smooth_activations
 from stability.assumptions.catalogue import CATALOGUE, FLOW_DEFECT, NEGLIGIBLE, NULL_SHARE, ROUNDING_SHARE
 from stability.assumptions.verdict import Assumption
+from stability.losses import Loss, resolve_loss
 
 
 def verdict_on(
@@ -97,9 +98,19 @@ def gradient_flow_followed(defect: float, dynamics: str) -> Assumption:
     return Assumption(name, quantity, value, FLOW_DEFECT, margin, verdict, reason, equation)
 
 
-def squared_loss() -> Assumption:
-    """ℓ = ½‖y − a‖²: twins are trained with it, so it holds by construction."""
-    return Assumption("squared loss", "ℓ = ½‖y − a‖²", 0.0, 0.0, 0.0, "holds", "the loss of this study", "P6")
+def loss_of_the_theorem(loss: "Loss | str") -> Assumption:
+    """ℓ = ½‖y − a‖², or (σ/2)‖y − a‖² with σξ for the rate; every other loss violates it.
+
+    >>> loss_of_the_theorem("mse").verdict, loss_of_the_theorem("huber").verdict
+    ('holds', 'violated')
+    """
+    loss = resolve_loss(loss)
+    if loss.quadratic:
+        same = loss.sigma(1) == loss.sigma(2) == 1
+        reason = "the loss of this study" if same else f"{loss.name!r} is (σ/2)‖y − a‖²: σξ stands for ξ"
+        return Assumption("squared loss", "ℓ = ½‖y − a‖²", 0.0, 0.0, 0.0, "holds", reason, "P6")
+    reason = f"∇²ℓ of {loss.name!r} changes with y: T0 to T3 do not apply, T2H and T3H stand in their place"
+    return Assumption("squared loss", "ℓ = ½‖y − a‖²", 1.0, 0.0, -1.0, "violated", reason, "P6")
 
 
 def resolved_by_floats(null: float, measured: float, replaced: int, limit: float = NULL_SHARE, **place) -> Assumption:
@@ -132,7 +143,13 @@ def _share(part: float, whole: float) -> float:
 
 
 def judge(
-    model: nn.Module, run: Mapping[str, float], pairs: list[Mapping[str, float]], *, dynamics: str, structural: str
+    model: nn.Module,
+    run: Mapping[str, float],
+    pairs: list[Mapping[str, float]],
+    *,
+    dynamics: str,
+    structural: str,
+    loss: "Loss | str" = "squared",
 ) -> list[Assumption]:
     """All verdicts of one twin study.
 
@@ -142,7 +159,7 @@ def judge(
     found = [
         positive_rate(run["xi"], structural),
         gradient_flow_followed(run["flow_defect"], dynamics),
-        squared_loss(),
+        loss_of_the_theorem(loss),
         smooth_activations(model),
     ]
     if dynamics == "euler":

@@ -27,7 +27,8 @@ def momentum_matrices(
 ) -> Tensor:
     """A_t of (e_{t+1}, f_{t+1}) = A_t (e_t, f_t) for H_t along a run, ``kernels`` T of [D, D] → [T, 2D, 2D].
 
-    Heavy ball, v ← bv + (1 − damp)G⁻¹g, lr' = lr(1 − damp):  A_t = [[I − lr'H_t, bI], [−lr'H_t, bI]].
+    Heavy ball, v ← bv + (1 − damp)G⁻¹g, lr' = lr(1 − damp):  A_t = [[I − lr'H_t, bI], [−lr'H_t, bI]]. With b = 0 there is no
+    buffer and nothing to dampen: ``dampening`` is without effect, as in torch.optim.SGD, here and in what follows.
     Nesterov as in torch.optim.SGD: e_{t+1} = (1 + b)(I − lrH_t)e_t − b(I − lrH_{t−1})e_{t−1}, so that
     A_t = [[I − C_t, bB_t], [−C_t, bB_t]] with C_t = lr(1 + b)H_t − lr·bH_{t−1}, B_t = I − lrH_{t−1}.
 
@@ -42,7 +43,7 @@ def momentum_matrices(
     tensor([[ 0.5000,  0.9000],
             [-0.5000,  0.9000]])
     """
-    _check(lr, momentum, dampening, nesterov)
+    dampening = _checked_dampening(lr, momentum, dampening, nesterov)
     H = torch.stack(list(kernels)) if not isinstance(kernels, Tensor) else kernels
     if H.dim() != 3 or H.shape[1] != H.shape[2] or len(H) == 0:
         raise ValueError(f"kernels must be T >= 1 matrices [D, D], got shape {tuple(H.shape)}")
@@ -68,7 +69,7 @@ def momentum_step_limit(momentum: float, dampening: float = 0.0, nesterov: bool 
     >>> momentum_step_limit(0.9), round(momentum_step_limit(0.9, nesterov=True), 4)
     (3.8, 1.3571)
     """
-    _check(1.0, momentum, dampening, nesterov)
+    dampening = _checked_dampening(1.0, momentum, dampening, nesterov)
     return product_limit(momentum, dampening, nesterov)
 
 
@@ -84,7 +85,7 @@ def momentum_rate(
     >>> momentum_rate(torch.tensor([0.5, 1.0]), lr=1.0, momentum=0.81)
     tensor([0.9000, 0.9000])
     """
-    _check(lr, momentum, dampening, nesterov)
+    dampening = _checked_dampening(lr, momentum, dampening, nesterov)
     b = momentum
     x = lr * eigenvalues * (1.0 if nesterov else 1 - dampening)
     total = (1 + b) * (1 - x) if nesterov else 1 + b - x
@@ -132,7 +133,8 @@ def momentum_metric(
         scalar = [torch.stack([a, b])[:, None, None] for a, b in zip(last, now, strict=True)]
         small = [momentum_matrices(pair, lr, momentum, 0.0, True, False)[0] for pair in scalar]
         if first_step:
-            small += [momentum_matrices(v[None, None, None], lr, momentum, 0.0, True)[0] for v in ends]
+            first = torch.stack([values[0].min(), values[0].max()])  # no predecessor: affine in H_0 alone
+            small += [momentum_matrices(v[None, None, None], lr, momentum, 0.0, True)[0] for v in first]
     else:
         first = [True] if len(H) == 1 else [False]
         if first_step and dampening and len(H) > 1:
@@ -153,7 +155,8 @@ def _blocks(eye: Tensor, change: Tensor, carry: Tensor) -> Tensor:
     return torch.cat([torch.cat([eye - change, carry], 1), torch.cat([-change, carry], 1)])
 
 
-def _check(lr: float, momentum: float, dampening: float, nesterov: bool) -> None:
+def _checked_dampening(lr: float, momentum: float, dampening: float, nesterov: bool) -> float:
+    """The dampening that takes effect: 0 without momentum, for torch.optim.SGD then has no buffer."""
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive and finite, got {lr!r}")
     if not 0 <= momentum < 1:
@@ -162,3 +165,4 @@ def _check(lr: float, momentum: float, dampening: float, nesterov: bool) -> None
         raise ValueError(f"dampening must be in [0, 1], got {dampening!r}")
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"Nesterov needs momentum > 0 and dampening = 0, got {momentum!r} and {dampening!r}")
+    return dampening if momentum else 0.0

@@ -9,11 +9,11 @@ from nt_kernel.capture.probe import split_state
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
 from optim.direction import woodbury_step
-from stability.prediction.loss import OutputGradient, output_gradient
+from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.run import divergence_norms
 from stability.prediction.stack import stacked_outputs
 from stability.prediction.states import Divergence
-from stability.replacement import Replacement, check_data, stack_twins
+from stability.replacement import Replacement, data_for, stack_twins
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def trained_divergence(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
-    loss: "str | OutputGradient" = "squared",
+    loss: "str | Loss | PerSample" = "squared",
     held_out: Tensor | None = None,
     group: int = 16,
 ) -> dict[str, Tensor]:
@@ -43,8 +43,9 @@ def trained_divergence(
     >>> found["measured_sup"]
     tensor([0.])
     """
-    check_data(x, targets, replacements, held_out)
-    gradient, n = output_gradient(loss), len(x)
+    resolved = resolve_loss(loss)
+    targets, replacements = data_for(resolved, model, x, targets, replacements, held_out)
+    gradient, n = resolved.gradient, len(x)
     start, fixed = split_state(model)
     largest: dict[str, list[Tensor]] = {}
     for first in range(0, len(replacements), group):

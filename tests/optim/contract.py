@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 from nt_kernel.mass import RowColumnMass
 from optim import Woodbury
 from optim.damping import LevenbergMarquardt
+from optim.rlo import RLO, RLOLambda, RLOLifted
 from optim.second_moment import SecondMomentMass
 from tests.reference import F64
 
@@ -85,6 +86,11 @@ def fading_damping(step: int) -> float:
     return 1 + 1 / (1 + step)
 
 
+def rising_eta(step: int) -> float:
+    """¼, 2/5, ½, … → 1."""
+    return (1 + step) / (4 + step)
+
+
 NAN, INF = float("nan"), float("inf")
 OURS = frozenset({"model", "layerwise"})
 HYPER = {"mass": 0.3, "momentum": 0.7, "weight_decay": 0.2}
@@ -100,6 +106,15 @@ BAD = {
     "solver": ("qr", None),
     "output_metric": ("fisherr", 3),
     "decay": ("coupled", None),
+}
+BAD_RLO = {
+    "lr": (-0.1, NAN, INF, "fast", None, True),
+    "eta": (0.0, -0.1, 1.5, NAN, "much", None, True),
+    "scale": (0.0, -1.0, NAN, INF, "much", None),
+    "weight_decay": (-0.1, NAN, INF, "much", None),
+    "memory": ("lions", None),
+    "direction": ("tan", None),
+    "manifold": ("shpere", None),
 }
 
 
@@ -145,6 +160,32 @@ TABLE = [
         {"damping": LevenbergMarquardt(), "lr": 1.0},
         frozenset({"model", "memory", "closure"}),
         pace=1.0,
+    ),
+]
+TABLE += [
+    Entry(
+        "RLO",
+        by_parameters(RLO),
+        {"eta": 0.5, "scale": 1.0},
+        frozenset({"layerwise", "state"}),
+        {"eta": 0.7, "weight_decay": 0.2},
+        pace=0.01,
+        refuses=BAD_RLO,
+    ),
+    Entry(
+        "RLO-Λ",
+        by_parameters(RLOLambda),
+        {"memory": "adam", "direction": "identity"},
+        frozenset({"layerwise", "state"}),
+        {"weight_decay": 0.2},
+        pace=0.01,
+    ),
+    Entry(
+        "RLO-Lifted",
+        by_parameters(RLOLifted),
+        {"eta": rising_eta, "memory": "gradient", "direction": "identity"},
+        frozenset({"layerwise", "state"}),
+        {"weight_decay": 0.2},
     ),
 ]
 # How a loop knows that an optimizer's step needs the loss as a closure.

@@ -50,3 +50,15 @@ def check_step_is_dense(model, x, opt, **options):
     opt.step()
     moved = {n: (before[n] - p) / LR for n, p in trainable(model).items()}
     assert distance(moved, expected) <= 1e-12 * dense.stiffness()
+
+
+def closure_of(model, opt, x, loss, calls=None):
+    def closure():
+        opt.zero_grad()
+        h = loss(model(x))
+        h.backward()
+        if calls is not None:
+            calls.append(h.item())
+        return h
+
+    return closure

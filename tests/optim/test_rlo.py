@@ -3,8 +3,10 @@
 import copy
 import io
 import itertools
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from torch import nn
 
 from optim.retraction import embedded_manifold
 from optim.rlo import RLO, RLOLambda, RLOLifted
-from optim.rlo_rules import BETAS, DIRECTIONS
+from optim.rlo_rules import BETAS, DIRECTIONS, tanh_
 from tests.reference import F64
 
 CURVED = ["sphere", "stiefel"]
@@ -398,6 +400,19 @@ def test_zero_gradients_move_nothing():
         p.grad = torch.zeros_like(p)
         opt.step()
         assert torch.equal(p, draw(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_tanh_is_tanh(dtype):
+    """Relative accuracy at every size, both signs, the ends and nan."""
+    x = torch.cat([sign * torch.logspace(-12, 3, 20001, dtype=F64) for sign in (1, -1)]).to(dtype)
+    (found,) = values = [x.clone()]
+    tanh_(values)
+    exact = torch.from_numpy(np.tanh(x.numpy().astype(np.longdouble)).astype(float))
+    assert ((found - exact).abs() <= 4 * torch.finfo(dtype).eps * exact.abs()).all()
+    ends = [torch.tensor([math.nan, math.inf, -math.inf, 0.0], dtype=dtype)]
+    tanh_(ends)
+    assert str(ends[0].tolist()) == "[nan, 1.0, -1.0, 0.0]"
 
 
 def test_normalised_steps_have_length_lr():

@@ -23,11 +23,16 @@ def small_problem(seed=0, n=4, p=2, d=3, width=5, twins=2, activation=nn.Tanh):
     return model, randn(n, d), randn(n, p), replacements, randn(3, d)
 
 
+def half_square(y, a):
+    """The losses of the samples, [N]."""
+    return 0.5 * (y - a).square().sum(-1)
+
+
 class DenseRun:
     """One training run on (x, a): parameters as a flat dict, everything else recomputed densely when asked for."""
 
-    def __init__(self, model, x, a, *, mass, c, M=None):
-        self.model, self.x, self.a, self.c = model, x, a, c
+    def __init__(self, model, x, a, *, mass, c, M=None, loss=half_square):
+        self.model, self.x, self.a, self.c, self.loss = model, x, a, c, loss
         self.params = {n: p.detach().clone() for n, p in model.named_parameters()}
         self.layers = {}
         for name in self.params:
@@ -65,8 +70,12 @@ class DenseRun:
         )
         return torch.linalg.matrix_norm(J, 2)
 
+    def gradient(self, y, a):
+        """∇_y ℓ, [N, C]."""
+        return torch.func.grad(lambda y: self.loss(y, a).sum())(y)
+
     def step(self, lr):
-        r = (self.outputs(self.x) - self.a).flatten() / len(self.x)
+        r = self.gradient(self.outputs(self.x), self.a).flatten() / len(self.x)
         G, J = self.metric(), self.jacobian(self.x)
         for layer, names in self.layers.items():
             move = torch.linalg.solve(G[layer], J[layer].T @ r)
@@ -80,13 +89,13 @@ def twin_data(x, a, z):
     return x2, a2
 
 
-def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None):
+def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None, loss=half_square):
     """All series of one pair, {name: [T + 1]}, from the definitions of the theory (T5 by its matrix recursion)."""
     n, p = a.shape
     c = 1 / n if c is None else c
-    S = DenseRun(model, x, a, mass=mass, c=c, M=M)
+    S = DenseRun(model, x, a, mass=mass, c=c, M=M, loss=loss)
     x2, a2 = twin_data(x, a, z)
-    T = DenseRun(model, x2, a2, mass=mass, c=c, M=M)
+    T = DenseRun(model, x2, a2, mass=mass, c=c, M=M, loss=loss)
     union = torch.cat([x, z.x[None]])
     targets = torch.cat([a, z.target[None]])
     out: dict[str, list] = {}
@@ -97,11 +106,12 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
         e = yT - yS
         H = S.kernel(x, x) / n
         eig = torch.linalg.eigvalsh((H + H.T) / 2)
-        rT = T.outputs(union) - targets
+        rT = T.gradient(T.outputs(union), targets)
+        curvature = torch.func.hessian(lambda y: loss(y.reshape(n, p), a).sum())(yS.flatten())
         to_k, to_k2 = T.kernel(x, x[z.index][None]) / n, T.kernel(x, z.x[None]) / n
-        d = to_k @ (T.outputs(x[z.index][None])[0] - a[z.index]) - to_k2 @ (T.outputs(z.x[None])[0] - z.target)
+        d = to_k @ rT[z.index] - to_k2 @ rT[n]
         HT = T.kernel(x, x) / n
-        rT_S = (yT - a).flatten()
+        rT_S = rT[:n].flatten()
         R = T.kernel(union, union)
         put("xi", eig[0]), put("lambda_max", eig[-1])
         put("measured_sup", e.norm(dim=1).max()), put("measured_l2", e.norm())
@@ -109,17 +119,17 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
         put("measured_others", max([e[i].norm() for i in range(n) if i != z.index], default=torch.tensor(0.0)))
         put("measured_heldout", (T.outputs(held_out) - S.outputs(held_out)).norm(dim=1).max())
         put("kappa", max(S.norms(union).max(), T.norms(union).max()))
-        put("L", max((S.outputs(union) - targets).norm(dim=1).max(), rT.norm(dim=1).max()))
+        put("L", max(S.gradient(S.outputs(union), targets).norm(dim=1).max(), rT.norm(dim=1).max()))
         put("h", max(torch.linalg.eigvalsh(R[i * p : (i + 1) * p, i * p : (i + 1) * p])[-1] for i in range(n + 1)))
         put("column", max(torch.linalg.matrix_norm(to_k, 2), torch.linalg.matrix_norm(to_k2, 2)))
         put("disturbance", d.norm()), put("drift", ((HT - H) @ rT_S).norm())
-        put("train_loss", (yS - a).square().sum() / (2 * n))
-        put("twin_train_loss", (T.outputs(x2) - a2).square().sum() / (2 * n))
+        put("train_loss", loss(yS, a).mean()), put("twin_train_loss", loss(T.outputs(x2), a2).mean())
+        put("rate", torch.linalg.eigvals(H @ curvature).real.max())
         e = e.flatten()
         if last is None:
             E, P, G3, path, paths = e.norm(), torch.outer(e, e), e.norm(), e.norm(), e.reshape(n, p).norm(dim=1)
         else:
-            A = torch.eye(n * p, dtype=F64) - lr * last["H"]
+            A = torch.eye(n * p, dtype=F64) - lr * last["H"] @ last["curvature"]
             w = e - A @ last["e"]
             E = torch.linalg.matrix_norm(A, 2) * E + w.norm()
             APA = A @ P @ A.T
@@ -139,8 +149,9 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
             ]
         )
         put("T3", G3), put("T4", E), put("T5", radii.max()), put("path_l2", path), put("path_sup", paths.max())
+        put("T5_l2", torch.linalg.eigvalsh(P)[-1].clamp_min(0).sqrt())
         put("T5_others", max([radii[i] for i in range(n) if i != z.index], default=torch.tensor(0.0)))
-        last = {"e": e, "H": H, "xi": eig[0], "d": d.norm()}
+        last = {"e": e, "H": H, "curvature": curvature, "xi": eig[0], "d": d.norm()}
         if t < steps:
             S.step(lr), T.step(lr)
     return out

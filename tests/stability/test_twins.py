@@ -226,7 +226,7 @@ BAD = [
     (
         {"lr": "auto", "output_metric": "cross_entropy"},
         ValueError,
-        r"needs M = I under squared loss; with output_metric='cross_entropy'",
+        r"needs M = I under a loss of bounded curvature, .*; with loss='squared' and output_metric='cross_entropy'",
     ),
     ({"lr": "auto", "scale": "none"}, ValueError, r'needs scale="mean"; with scale=.none. write a number'),
     ({"x": _nan(X)}, ValueError, r"x holds NaN or inf, first at index \(2, 1\)"),
@@ -258,7 +258,8 @@ BAD = [
     ({"lr": "fast"}, TypeError, r"lr must be a positive number or \"auto\""),
     ({"lr": 5.0}, ValueError, r"lr = 5 is too large: the step needs lr < 2/λ_max"),
     ({"steps": 0}, ValueError, r"steps must be an int >= 1"),
-    ({"loss": "mse"}, ValueError, r"loss must be 'squared'"),
+    ({"loss": "sqared"}, ValueError, r"unknown loss 'sqared'; .*did you mean 'squared'"),
+    ({"loss": "cross_entropy"}, ValueError, r"targets of loss='cross_entropy' must be distributions"),
     ({"dynamics": "flow", "x": X.float()}, TypeError, r"needs float64, x is torch.float32"),
     ({"dynamics": "rk4"}, ValueError, r"dynamics must be 'euler' or 'flow'"),
     ({"x": X.float()}, TypeError, r"the model is torch.float64 on cpu, x is torch.float32"),

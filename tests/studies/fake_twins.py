@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from studies.running.outcome import Outcome
+
 SERIES = [
     *("measured_sup", "measured_l2", "measured_replaced", "measured_others", "measured_heldout"),
     *("T3", "T4", "T5", "T5_others", "path_l2", "path_sup", "disturbance", "drift", "twin_train_loss"),
@@ -54,7 +56,7 @@ def tables(point):
 
 
 def slow_attempt(study, point):
-    """In place of ``runner._attempt``: the small points of seed 0 at once, the others in a minute."""
+    """In place of ``runner.attempt``: the small points of seed 0 at once, the others in a minute."""
     if (point.n, point.seed) != (6, 0):
         time.sleep(60)
-    return tables(point), 0.0
+    return Outcome(tables(point), None, {"seconds": 0.0})

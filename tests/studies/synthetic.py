@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studies.frames import Frames
+from studies.results.frames import Frames
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 MASSES = (1.0, 0.1, 0.01)

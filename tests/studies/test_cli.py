@@ -1,11 +1,12 @@
 import errno
+import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import stability
@@ -13,7 +14,8 @@ from nt_kernel.errors import NumericalError
 from optim import StepTooLargeError
 from studies import cli, load_results
 from studies.cli import main
-from studies.config import Study, shipped_studies
+from studies.definition.config import Study, shipped_studies
+from studies.running.engines import PointsFailed
 from tests.studies.fake_twins import fake_train_twins
 
 ROOT = Path(cli.__file__).parent.parent
@@ -36,7 +38,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(stability, "train_twins", fake_train_twins, raising=False)
     monkeypatch.setattr(stability, "Replacement", SimpleNamespace, raising=False)
-    monkeypatch.setitem(sys.modules, "studies.report", SimpleNamespace(write_report=write_report))
+    monkeypatch.setitem(sys.modules, "studies.report.page", SimpleNamespace(write_report=write_report))
 
 
 def refused(capsys, *argv, status=2):
@@ -57,16 +59,14 @@ def refused(capsys, *argv, status=2):
 @pytest.mark.parametrize(
     "argv", [["--help"], ["list"], ["show", "digits"], ["run", "--help"], ["run", "digits", "n=0"]]
 )
-def test_light_commands_load_no_torch_and_answer_at_once(argv):
+def test_light_commands_load_nothing_heavy(argv):
     program = (
         "import sys; from studies.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print('\\nheavy:', [m for m in ('torch', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
     )
-    start = time.monotonic()
     answer = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, cwd=ROOT)
     assert "heavy: []" in answer.stdout
-    assert time.monotonic() - start < 5  # under a second on an idle machine; this one may not be
 
 
 def test_importing_the_package_loads_no_torch():
@@ -135,7 +135,7 @@ def test_results_go_below_the_name_of_the_study(fake, tmp_path):
         (["run", "no.toml"], "no such study"),
         (["run", "digits", "n"], "should be written key=value"),
         (["run", "digits", "mas=1"], "did you mean grid.mass?"),
-        (["show", "digits", "zzz=1"], "unknown key zzz = 1, valid are title, question, optimizer, "),
+        (["show", "digits", "zzz=1"], "unknown key zzz = 1, valid are title, question, kind, "),
         (["run", "digits", "optimizer=sgd", "lr=auto"], "lr = 'auto' does not go with optimizer=sgd: "),
         (["run", "digits", "mass=0"], "grid.mass[0] = 0"),
         (["run", "digits", "mass=-1"], "grid.mass[0] = -1"),
@@ -160,8 +160,8 @@ def test_bad_input_is_one_line_and_status_2(argv, words, fake, capsys, tmp_path,
     (tmp_path / "foreign" / "notes").write_text("")
     assert main(["run", "digits", *SMALL, "--out", "other"]) == 0
     if argv[:1] == ["report"]:
-        monkeypatch.delitem(sys.modules, "studies.report")
-        pytest.importorskip("studies.report")
+        monkeypatch.delitem(sys.modules, "studies.report.page")
+        pytest.importorskip("studies.report.page")
     capsys.readouterr()
     assert words in refused(capsys, *argv)
 
@@ -170,7 +170,7 @@ def test_an_unwritable_folder(fake, capsys, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("studies.results.whole.tempfile.mkstemp", refuse)
     line = refused(capsys, "run", "digits", *SMALL, "--out", "out")
     assert "cannot use the folder out: Permission denied; give another one" in line
 
@@ -189,7 +189,7 @@ def test_a_report_that_cannot_be_written(number, status, words, fake, capsys, mo
 
     assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(sys.modules["studies.report"], "write_report", refuse)
+    monkeypatch.setattr(sys.modules["studies.report.page"], "write_report", refuse)
     assert words in refused(capsys, "report", "out", status=status)
     assert words in refused(capsys, "run", "digits", *SMALL, "--out", "out", status=status)
 
@@ -200,7 +200,7 @@ def test_tables_that_cannot_be_written_for_a_report(fake, capsys, monkeypatch):
 
     assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("studies.store.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("studies.results.whole.tempfile.mkstemp", refuse)
     assert "the disk of out is full" in refused(capsys, "report", "out", status=1)
 
 
@@ -219,22 +219,22 @@ def test_a_run_that_failed_does_not_spoil_its_folder(fake, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "raised"),
     [
-        (ValueError("lr = 3 is too large:\nwrite less than 0.7"), 2),
-        (TypeError("targets should be a tensor"), 2),
-        (NumericalError("not positive definite", where="layer '0'", value=-1.0), 1),
-        (OSError(28, "No space left on device"), 1),
+        (ValueError("lr = 3 is too large:\nwrite less than 0.7"), 2, ValueError),
+        (TypeError("targets should be a tensor"), 2, ValueError),
+        (NumericalError("not positive definite", where="layer '0'", value=-1.0), 1, NumericalError),
+        (OSError(5, "Input/output error"), 1, PointsFailed),
     ],
 )
-def test_what_goes_wrong_in_training_is_one_line_too(error, status, fake, capsys, monkeypatch):
+def test_what_goes_wrong_in_training_is_one_line_too(error, status, raised, fake, capsys, monkeypatch):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(stability, "train_twins", fail)
     line = refused(capsys, "run", "digits", *SMALL, "--out", "out", status=status)
     assert str(error).splitlines()[-1] in line
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         main(["--traceback", "run", "digits", *SMALL, "--out", "out"])
 
 
@@ -246,22 +246,27 @@ def test_bad_input_that_only_training_can_find(capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_data_that_is_no_number(value, capsys, monkeypatch):
-    from studies import data
-
-    inputs, targets = data.dataset("digits")
-    broken = inputs.copy()
-    broken[:, 3] = value
-    monkeypatch.setattr(data, "dataset", lambda name: (broken, targets))
-    refused(capsys, "run", "digits", *SMALL, "--out", "out")
+    inputs, labels = np.ones((300, 4)), np.arange(300) % 2
+    inputs[17, 3] = value
+    np.savez("broken.npz", x=inputs, y=labels)
+    line = refused(capsys, "run", "digits", *SMALL, "data.name=broken.npz", "--out", "out")
+    assert "data.name = broken.npz: inputs that are no finite number in 1 rows, the first 17" in line
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(fake, monkeypatch):
+def test_a_mistake_of_ours_keeps_its_traceback(fake, capsys, monkeypatch, tmp_path):
     def fail(*_, **__):
-        raise ZeroDivisionError
+        return 1 / 0
 
     monkeypatch.setattr(stability, "train_twins", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["run", "digits", *SMALL, "--out", "out"])
+    line = refused(capsys, "run", "digits", *SMALL, "--out", "out", status=1)
+    assert "2 of 2 points failed, 3 times, the first at n=6" in line
+    assert "ZeroDivisionError: division by zero; tracebacks are in its folder failed" in line
+    records = [json.loads(file.read_text()) for file in (tmp_path / "out/failed").iterdir()]
+    assert len(records) == 2
+    assert all("in fail\n" in record["traceback"] and record["attempts"] == 3 for record in records)
+    monkeypatch.setattr(stability, "train_twins", fake_train_twins)
+    assert main(["run", "digits", *SMALL, "--out", "out"]) == 0
+    assert not list((tmp_path / "out/failed").iterdir())  # a point that is finished has not failed
 
 
 def test_an_interrupt_is_status_130_and_says_how_to_continue(fake, capsys, monkeypatch):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.config import ConfigError, Study, shipped_studies, source_text
-from studies.config_text import flatten, nearest, parse_value, to_toml
+from studies.definition.config import ConfigError, Study, shipped_studies, source_text
+from studies.definition.config_text import flatten, nearest, parse_value, to_toml
+from studies.kinds.twins import TwinStudy
 
 MINIMAL = "[grid]\nn = [6, 12]\nmass = [1.0]\n"
 
@@ -110,11 +111,11 @@ def test_the_last_override_of_a_key_counts_and_overrides_come_after_quick():
         (["dtype=float16"], ["dtype = 'float16'", "did you mean float64?"]),
         (["device=gpu"], ["device = 'gpu'", "cpu, cuda"]),
         (["activation=tan"], ["model.activation = 'tan'", "did you mean tanh?"]),
-        (["name=mnist"], ["data.name = 'mnist'", "digits"]),
+        (["name=digts"], ["data.name = 'digts'", "did you mean digits?"]),
         (["foo"], ["'foo' should be written key=value"]),
         (
             ["zzz=1"],
-            ["unknown key zzz = 1, valid are title, question, optimizer,", "steps", "grid.n", "model.activation"],
+            ["unknown key zzz = 1, valid are title, question, kind,", "steps", "grid.n", "model.activation"],
         ),
         (["=1"], ["unknown key  = 1, valid are"]),
         (["seeds=999999"], ["grid.seeds = 999999 makes a grid of 11999988 points"]),
@@ -152,7 +153,10 @@ def test_every_error_is_reported_at_once():
         ("n = [", ["not valid TOML"]),
         ("[grid]\nmass = [1.0]\n", ["grid.n is missing"]),
         (MINIMAL + "[modle]\nhidden = 1\n", ["unknown key modle", "did you mean model?"]),
-        (MINIMAL + "[model]\nzzz = 1\n", ["unknown key model.zzz = 1, valid are model.hidden, model.activation"]),
+        (
+            MINIMAL + "[model]\nzzz = 1\n",
+            ["unknown key model.zzz = 1, valid are model.architecture, model.hidden, model.activation"],
+        ),
         ('lr = "auto"\noptimizer = "sgd"\n' + MINIMAL, ["lr = 'auto' does not go with optimizer=sgd"]),
         ("grid = 3", ["grid = 3"]),
         ("n = [6]\n" + MINIMAL, ["unknown key n", "did you mean grid.n?"]),
@@ -233,7 +237,7 @@ def test_seed_shifts_all_seeds():
 def test_output_metrics_are_those_of_the_kernel():
     from nt_kernel.metric.output_metric import NAMED
 
-    assert set(Study.model_fields["output_metric"].annotation.__args__) == set(NAMED)
+    assert set(TwinStudy.model_fields["output_metric"].annotation.__args__) == set(NAMED)
 
 
 def test_pieces():

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.config import Study
-from studies.data import check_enough_rows, dataset, draw, subset_plan
+from studies.data.datasets import dataset
+from studies.data.subsets import check_data, draw, subset_plan
+from studies.definition.config import Study
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True)
 
@@ -68,9 +69,9 @@ def test_too_few_rows():
         plan(100, [6, 77], 4, 20, 0)
     with pytest.raises(ValueError, match="needs 121; write fewer replacements or held_out"):
         plan(100, [1], 100, 20, 0)
-    check_enough_rows(Study.from_toml("digits", ["n=1593"]))
+    check_data(Study.from_toml("digits", ["n=1593"]))
     with pytest.raises(ValueError, match="1797 rows"):
-        check_enough_rows(Study.from_toml("digits", ["n=6,1594"]))
+        check_data(Study.from_toml("digits", ["n=6,1594"]))
 
 
 def test_digits():

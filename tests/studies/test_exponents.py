@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies.exponents import fit_exponent, slopes
+from studies.findings.exponents import fit_exponent, slopes
 
 NS = (6, 12, 24, 48)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stability.action_record import record_action
-from studies.figure_action import action_figure, draw_alignment, draw_excess, excess_action, optimizers_of
-from studies.figure_style import PAGE, new_figure
+from studies.figures.action import action_figure, draw_alignment, draw_excess, excess_action, optimizers_of
+from studies.figures.style import PAGE, new_figure
 from tests.nt_kernel.cases import F64, mlp
 from tests.studies.test_figures import overlaps, visible_texts
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from studies.confinement import by_place, change_with_mass, equal_loss
-from studies.findings import broken, enclosure, informative, null_twin, paper_bound
-from studies.paragraph import details, headline
+from studies.findings.confinement import by_place, change_with_mass, equal_loss
+from studies.findings.numbers import broken, enclosure, informative, null_twin, paper_bound
+from studies.report.paragraph import details, headline
 from tests.studies import synthetic
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from studies.config import Model
-from studies.models import ACTIVATIONS, fully_connected
+from studies.data.models import ACTIVATIONS, fully_connected
+from studies.definition.training import Model
 
 
 def test_shape_and_scale_of_the_initialisation():

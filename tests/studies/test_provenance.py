@@ -1,8 +1,8 @@
 import subprocess
 import tomllib
 
-from studies.config_text import to_toml
-from studies.provenance import commit, provenance
+from studies.definition.config_text import to_toml
+from studies.results.provenance import commit, provenance
 
 
 def test_facts_are_plain_text_that_toml_keeps():

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies.report import inline_svg, write_report
-from studies.report_tables import MEANING, assumption_table, flag_list, meanings, median_tables
+from studies.report.page import inline_svg, write_report
+from studies.report.tables import MEANING, assumption_table, flag_list, meanings, median_tables
 from tests.studies import synthetic
 
 CONFIG = """

@@ -13,9 +13,10 @@ import stability
 from nt_kernel.errors import NumericalError
 from optim import StepTooLargeError
 from studies import Study, load_results, run_study
-from studies.engines import WorkerLost
-from studies.frames import PAIR, TABLES
-from studies.runner import run_point, work, worker_count
+from studies.kinds.twins import run_point, work
+from studies.results.frames import PAIR, TABLES
+from studies.running.engines import PointsFailed, WorkerLost
+from studies.running.runner import worker_count
 from tests.studies.fake_twins import fake_train_twins
 
 SMALL = ["n=6,12", "mass=1,0.1", "seeds=2", "replacements=2", "width=8", "steps=3", "workers=1"]
@@ -39,13 +40,13 @@ def fake(monkeypatch):
     return calls
 
 
-def fail_at(monkeypatch, number, error):
-    """The ``number``-th training raises ``error``."""
+def fail_at(monkeypatch, number, error, times=1):
+    """The ``number``-th training raises ``error``, and so do the next ``times`` − 1."""
     train, calls = stability.train_twins, []
 
     def failing(*arguments, **options):
         calls.append(1)
-        if len(calls) == number:
+        if number <= len(calls) < number + times:
             raise error
         return train(*arguments, **options)
 
@@ -116,7 +117,8 @@ def test_a_study_runs_once_and_continues_where_it_was(fake, tmp_path):
 def test_the_smallest_points_try_the_step_and_then_long_ones_come_first(fake, tmp_path):
     run_study(study("n=8,6,12", "seeds=1"), tmp_path, progress=False)
     assert [n for n, _ in fake] == [6] * 2 + [12] * 2 + [8] * 2
-    assert work(Study.from_toml("digits").points()[-1]) > work(Study.from_toml("digits").points()[0])
+    digits = Study.from_toml("digits")
+    assert work(digits, digits.points()[-1]) > work(digits, digits.points()[0])
 
 
 def test_an_interrupt_loses_no_finished_point(fake, monkeypatch, tmp_path):
@@ -183,24 +185,45 @@ def test_a_failed_step_outranks_a_numerical_failure_and_both_are_said(fake, monk
         run_study(study(), tmp_path, progress=False)
 
 
-def test_other_bad_input_stops_the_study_and_names_the_point(fake, monkeypatch, tmp_path):
+def test_other_bad_input_of_one_point_names_it_and_lets_the_others_finish(fake, monkeypatch, tmp_path):
     fail_at(monkeypatch, 2, ValueError("targets should be [6, 10]"))
-    with pytest.raises(ValueError, match=r"n=6, width=8, mass=1, seed=1: targets should be"):
+    with pytest.raises(ValueError, match=r"1 of 8 points failed, .* n=6, width=8, mass=1, seed=1: targets should be"):
         run_study(study(), tmp_path, progress=False)
-    assert len(load_results(tmp_path).summary) == 2
+    assert len(load_results(tmp_path).summary) == 14
+
+
+def test_input_that_no_small_point_can_do_with_ends_the_study_at_once(fake, monkeypatch, tmp_path):
+    fail_at(monkeypatch, 1, ValueError("targets should be [6, 10]"), times=99)
+    with pytest.raises(ValueError, match=r"4 of 8 points failed, .* targets should be .*; 4 points were not tried"):
+        run_study(study(), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 TB")])
 def test_too_little_memory_is_said(error, fake, monkeypatch, tmp_path):
-    fail_at(monkeypatch, 1, error)
+    fail_at(monkeypatch, 1, error, times=3)
     with pytest.raises(ValueError, match=r"n=6, .*: not enough memory on cpu; write a smaller n or width"):
         run_study(study(), tmp_path, progress=False)
 
 
-def test_no_other_runtime_error_is_taken_for_too_little_memory(fake, monkeypatch, tmp_path):
-    fail_at(monkeypatch, 1, RuntimeError("a mistake of ours"))
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
-        run_study(study(), tmp_path, progress=False)
+def test_what_may_pass_is_tried_again_and_recorded_at_the_third_time(fake, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, RuntimeError("a mistake of ours"), times=2)
+        run_study(study(), tmp_path / "twice", progress=False)
+    first = load_results(tmp_path / "twice")
+    records = [json.loads(path.read_text()) for path in (tmp_path / "twice/points").glob("*/point.json")]
+    assert sorted(record["attempts"] for record in records) == [1] * 7 + [3]
+    fail_at(monkeypatch, 3, RuntimeError("a mistake of ours"), times=3)
+    with pytest.raises(PointsFailed, match=r"1 of 8 points failed, 3 times, .*RuntimeError: a mistake of ours"):
+        run_study(study(), tmp_path / "thrice", progress=False)
+    assert len(load_results(tmp_path / "thrice").summary) == 14
+    (record,) = [json.loads(path.read_text()) for path in (tmp_path / "thrice/failed").iterdir()]
+    assert "in failing\n" in record["traceback"]
+    run_study(study(), tmp_path / "thrice", progress=False)
+    pd.testing.assert_frame_equal(load_results(tmp_path / "thrice").summary, first.summary)
+    assert not list((tmp_path / "thrice/failed").iterdir())
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "thrice/runs").iterdir()]
+    assert sorted((run["finished"], run["failed"]) for run in runs) == [(1, 0), (7, 1)]
+    assert all(run["seconds"] > 0 and run["torch"] and run["commit"] and run["host"] for run in runs)
 
 
 def test_a_lost_worker_says_what_is_kept_and_how_to_continue(monkeypatch, tmp_path):
@@ -208,7 +231,7 @@ def test_a_lost_worker_says_what_is_kept_and_how_to_continue(monkeypatch, tmp_pa
         raise WorkerLost("a worker process died")
         yield
 
-    monkeypatch.setattr("studies.engines.run_tasks", lose)
+    monkeypatch.setattr("studies.running.engines.run_tasks", lose)
     with pytest.raises(WorkerLost, match=r"died; 0 of 8 points are finished and kept .*; the same command continues"):
         run_study(study(), tmp_path, progress=False)
 
@@ -282,10 +305,11 @@ def test_what_theory_does_not_cover_runs_with_a_verdict(overrides, assumption):
 def test_the_interrupt_of_a_terminal_ends_a_pool_at_once_and_keeps_what_is_finished(tmp_path):
     program = f"""
         import signal, sys
-        from studies import Study, run_study, runner
+        from studies import Study, run_study
+        from studies.running import runner
         from tests.studies.fake_twins import slow_attempt
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in the background
-        runner._attempt = slow_attempt
+        runner.attempt = slow_attempt
         if __name__ == "__main__":
             try:
                 run_study(Study.from_toml("digits", {[*SMALL, "workers=2"]!r}), {str(tmp_path)!r}, progress=False)

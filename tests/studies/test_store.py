@@ -6,19 +6,11 @@ import tomllib
 
 import pytest
 
-from studies import store
-from studies.config import Study
-from studies.frames import TABLES
-from studies.store import (
-    DiskFullError,
-    FolderError,
-    collect,
-    is_finished,
-    load_results,
-    open_folder,
-    write_point,
-    write_whole,
-)
+from studies.definition.config import Study
+from studies.results import store, whole
+from studies.results.frames import TABLES
+from studies.results.store import collect, is_finished, load_results, open_folder, write_point
+from studies.results.whole import DiskFullError, FolderError, write_whole
 from tests.studies.fake_twins import tables
 
 STUDY = Study.from_toml("digits", ["n=6,12", "mass=1", "seeds=1", "replacements=1"])
@@ -143,7 +135,7 @@ def test_a_file_and_an_unwritable_place_are_refused(tmp_path, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store.tempfile, "mkstemp", refuse)  # the tests may run as a user whom no mode bit stops
+    monkeypatch.setattr(whole.tempfile, "mkstemp", refuse)  # the tests may run as a user whom no mode bit stops
     with pytest.raises(FolderError, match=r"cannot use the folder .*Permission denied"):
         open_folder(tmp_path / "new", STUDY, FACTS)
 
@@ -164,7 +156,7 @@ def test_whatever_the_system_refuses_is_said_in_one_line(write, number, kind, wo
     content = tables(first)
     if write == "open_folder":
         store.shutil.rmtree(folder / "points" / first.key)
-    monkeypatch.setattr(store.os, "fsync", refuse)
+    monkeypatch.setattr(whole.os, "fsync", refuse)
     calls = {
         "open_folder": lambda: open_folder(folder, STUDY, FACTS),
         "write_point": lambda: write_point(folder, first, content, {}),

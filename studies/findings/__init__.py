@@ -1,0 +1,1 @@
+"""Numbers that figures and report state, as pure functions of the frames."""

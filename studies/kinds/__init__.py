@@ -1,0 +1,1 @@
+"""Kinds of study: what a point computes and which tables it writes."""

@@ -1,0 +1,1 @@
+"""Running a study: engines that compute points, and the loop that stores them."""

@@ -1,0 +1,227 @@
+"""Minimizing movements of networks: the inequalities on real runs, refusals that leave the model alone, float32, devices."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from optim import ConvexEnergy, FirstOrder, GaussNewton, SquaredEnergy, dirichlet_energy, minimizing_movements
+from optim.movements.result import INEQUALITIES
+from tests.reference import F64
+
+N = 8
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def net(width=16, outputs=1, dtype=F64):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, outputs)).to(dtype)
+
+
+def energy_of(name):
+    signs = (torch.arange(N) % 2)[:, None]
+    return {
+        "squared": lambda: SquaredEnergy(draw(N, seed=2)),
+        "dirichlet": lambda: dirichlet_energy(0.2 * torch.ones(N, N), draw(N, seed=2), 0.5),
+        "logistic": lambda: ConvexEnergy(
+            lambda u: (
+                nn.functional.binary_cross_entropy_with_logits(u, signs.to(u), reduction="none").sum(1)
+                + 0.05 * u.square().sum(1)
+            ),
+            convexity=0.1,
+        ),
+        "flat": lambda: ConvexEnergy(lambda u: nn.functional.softplus(-u).sum(1), floor=0.0),
+    }[name]()
+
+
+@pytest.mark.parametrize("solver", ["gauss-newton", "adam"])
+@pytest.mark.parametrize("name", ["squared", "dirichlet", "logistic", "flat"])
+def test_all_inequalities_hold_along_a_run(name, solver):
+    made = GaussNewton() if solver == "gauss-newton" else FirstOrder(lambda p: torch.optim.Adam(p, lr=0.01))
+    model = net()
+    run = minimizing_movements(
+        model, draw(N, 2), energy_of(name), tau=1.0, steps=5, delta=1e-3, solver=made, inner_steps=40
+    )
+    assert run.violated() == []
+    c = run.columns()
+    if solver == "gauss-newton":
+        assert run.reached
+        assert max(c["delta"]) <= 1e-3
+    else:
+        assert all(one.reached == (one.delta <= 1e-3) for one in run.inner)
+    with torch.no_grad():
+        torch.testing.assert_close(model(draw(N, 2)), run.trajectory.outputs[-1], rtol=0, atol=1e-14)
+    frame = run.to_frame()
+    assert len(frame) == 5
+    assert {a for pair in INEQUALITIES for a in pair} <= set(frame.columns)
+    assert frame["ball"].iloc[-1] == (math.inf if name == "flat" else frame["ball"].iloc[-1])
+    assert run.iterations == sum(frame["iterations"])
+
+
+def test_a_violated_inequality_is_named():
+    """The claim λ = 10 for an energy of λ = 1 is what the check refuses; forced in, the columns show it."""
+    run = minimizing_movements(net(), draw(N, 2), energy_of("squared"), tau=1.0, steps=3, delta=0.05)
+    assert run.violated() == []
+    wrong = copy.copy(run.trajectory)
+    object.__setattr__(wrong, "convexity", 1e3)
+    forged = copy.copy(run)
+    object.__setattr__(forged, "trajectory", wrong)
+    assert "tracking ≤ tracking_bound" in forged.violated()
+
+
+def test_an_inner_solver_that_falls_short_says_so():
+    model = net(width=1)  # 4 parameters for 8 outputs: the proximal points are out of reach
+    run = minimizing_movements(model, draw(N, 2), energy_of("squared"), tau=1.0, steps=3, delta=1e-6, inner_steps=30)
+    assert not run.reached
+    assert "outer step 0 stopped at a distance of" in run.reason
+    assert "1e-06 was asked for" in run.reason
+    assert "3 of 3 steps fell short" in run.reason
+    assert run.violated() == []  # with the δ_k that came out
+    frame = run.to_frame()
+    assert not frame["reached"].any()
+    assert (frame["reason"] != "").all()
+
+
+def test_a_step_within_delta_is_no_step():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    run = minimizing_movements(model, draw(N, 2), energy_of("squared"), tau=1e-9, steps=2, delta=0.1)
+    assert run.reached
+    assert run.iterations == 0
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"tau": 0.0}, ValueError, "tau must be positive and finite, got 0.0"),
+        ({"tau": -1.0}, ValueError, "tau must be positive and finite, got -1.0"),
+        ({"tau": math.inf}, ValueError, "tau must be positive and finite, got inf"),
+        ({"tau": math.nan}, ValueError, "tau must be positive and finite, got nan"),
+        ({"tau": "1"}, TypeError, "tau must be a number"),
+        ({"delta": 0.0}, ValueError, "delta must be positive"),
+        ({"steps": 0}, ValueError, "steps must be an int of at least 1"),
+        ({"steps": 2.0}, ValueError, "steps must be an int"),
+        ({"inner_steps": 0}, ValueError, "inner_steps must be an int"),
+        ({"inner_seconds": 0.0}, ValueError, "inner_seconds must be positive"),
+        ({"energy": lambda u: u.sum()}, TypeError, "write ConvexEnergy"),
+        (
+            {"energy": SquaredEnergy(torch.zeros(3, 1))},
+            ValueError,
+            r"targets are \(3, 1\), the model's outputs \(8, 1\)",
+        ),
+        ({"energy": ConvexEnergy(lambda u: -u.square().sum())}, ValueError, "not convex"),
+        ({"energy": ConvexEnergy(lambda u: u.log().sum(1))}, ValueError, "not finite"),
+        ({"solver": "adam"}, TypeError, "solver must be GaussNewton"),
+        ({"model": "net"}, TypeError, "model must be an nn.Module"),
+        ({"model": nn.Tanh()}, ValueError, "no trainable parameters"),
+        ({"x": torch.full((N, 2), math.nan, dtype=F64)}, ValueError, "not finite"),
+    ],
+)
+def test_what_is_refused(change, error, text):
+    model = change.get("model", net())
+    before = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else {}
+    options = {"tau": 1.0, "steps": 2, "delta": 1e-3, "energy": energy_of("squared"), "x": draw(N, 2), **change}
+    options.pop("model", None)
+    with pytest.raises(error, match=text):
+        minimizing_movements(model, options.pop("x"), options.pop("energy"), **options)
+    assert all(torch.equal(before[n], p) for n, p in (model.state_dict().items() if before else ()))
+
+
+def test_concavity_met_later_puts_everything_back():
+    """E is convex around the start and concave at the second proximal point: the model is as it was, first step undone."""
+    calls = []
+
+    def turning(u):
+        calls.append(1)
+        return torch.where(u < 1, u.square() - 4 * u, -3 - 4 * (u - 1).square() - 2 * (u - 1)).sum(1)
+
+    energy = ConvexEnergy(turning)
+    model = net(32)
+    with torch.no_grad():
+        for p in model[2].parameters():
+            p.mul_(0.01)
+    before = copy.deepcopy(model.state_dict())
+    energy_check = __import__("optim.movements.convexity", fromlist=["check_curvature"])
+    energy_check.check_curvature(energy, torch.zeros(N, 1, dtype=F64))
+    with pytest.raises(ValueError, match="not convex"):
+        minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_an_interrupted_run_puts_everything_back():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+
+    class Broken(torch.optim.SGD):
+        count = 0
+
+        def step(self, closure=None):
+            super().step()
+            Broken.count += 1
+            if Broken.count > 4:
+                raise KeyboardInterrupt
+
+    solver = FirstOrder(lambda params: Broken(params, lr=0.05))
+    with pytest.raises(KeyboardInterrupt):
+        minimizing_movements(
+            model, draw(N, 2), energy_of("squared"), tau=1.0, steps=3, delta=1e-9, solver=solver, inner_steps=3
+        )
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_single_precision_networks():
+    """Function space stays in float64; δ is then as fine as the outputs are."""
+    model = net(dtype=torch.float32)
+    run = minimizing_movements(model, draw(N, 2).float(), energy_of("squared"), tau=1.0, steps=4, delta=1e-4)
+    assert run.reached
+    assert run.trajectory.outputs.dtype == F64
+    assert next(model.parameters()).dtype == torch.float32
+    assert run.violated() == []
+
+
+def test_outputs_of_any_shape_and_inputs_in_a_tuple():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(2, 4).to(F64)
+
+        def forward(self, a, b):
+            return {"out": torch.tanh(self.one(a + b)).reshape(-1, 2, 2)}
+
+    x = (draw(3, 2), draw(3, 2, seed=4))
+    energy = SquaredEnergy(0.1 * draw(3, 4, seed=5))
+    run = minimizing_movements(Two(), x, energy, tau=0.5, steps=2, delta=1e-3, output=lambda y: y["out"])
+    assert run.reached
+    assert run.trajectory.outputs.shape == (3, 3, 4)
+
+
+def test_nothing_global_moves_and_runs_repeat():
+    state, ends = torch.random.get_rng_state(), []
+    for _ in range(2):
+        model = net()
+        run = minimizing_movements(
+            model, draw(N, 2), energy_of("logistic"), tau=1.0, steps=3, delta=1e-4, keep_parameters=True
+        )
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for n, p in model.named_parameters():
+        assert run.parameters[n].shape == (4, *p.shape)
+        assert torch.equal(run.parameters[n][-1], p)
+
+
+def test_on_each_device(device):
+    model = net(dtype=torch.float32).to(device)
+    x, targets = draw(N, 2).float().to(device), draw(N, seed=2).to(device)
+    for solver in (GaussNewton(), FirstOrder(lambda p: torch.optim.Adam(p, lr=0.01))):
+        run = minimizing_movements(
+            model, x, SquaredEnergy(targets), tau=1.0, steps=2, delta=1e-3, solver=solver, inner_steps=20
+        )
+        assert run.violated() == []

@@ -1,0 +1,35 @@
+"""Benchmarks of movements and of RLO: contenders do what they say, and a wrong one is noticed."""
+
+import pytest
+import torch
+
+from benchmarks import movement, rlo
+from benchmarks.timing import Settings
+
+FAST = Settings(rounds=2, turn=0.0)
+
+
+def test_gauss_newton_contenders_solve_their_equations(tmp_path):
+    found = movement.contenders("W1", 4, "float64", "cpu")
+    assert all(c.error <= movement.TOLERANCE["float64"] for c in found.values())
+    (page,) = movement.report(FAST, [("W1", 4, "float32")], tmp_path / "x")
+    assert page.count("| W1, B = 4, float32 |") == 3
+    assert "disagrees" not in page
+
+
+def test_a_wrong_damping_is_noticed(monkeypatch):
+    model = movement.WORKLOADS["W1"].model("float64", "cpu")
+    x, targets = movement.WORKLOADS["W1"].batch(4, "float64", "cpu")
+    made = movement.GaussNewton
+    monkeypatch.setattr(movement, "GaussNewton", lambda damping: made(damping=1.1 * damping))
+    assert movement.move_error(model, x, targets, 0.5) > 1e-3
+
+
+@pytest.mark.parametrize("name", rlo.RULES)
+def test_rlo_contenders_are_their_definitions(name):
+    assert rlo.contender(name, 8, "cpu").error <= rlo.TOLERANCE
+
+
+def test_a_wrong_rule_is_noticed(monkeypatch):
+    monkeypatch.setitem(rlo.RULES, rlo.BASE, lambda params: torch.optim.Adam(params, 1.1 * rlo.LR))
+    assert rlo.contender(rlo.BASE, 8, "cpu").error > 0.05
