@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     show.set_defaults(action=show_study)
     run = commands.add_parser("run", help="train a study, or continue it, and draw its report")
     run.set_defaults(action=run_study)
-    for command in (show, run):
+    predict = commands.add_parser("predict", help="rank the training samples by what replacing them does, from one run")
+    predict.set_defaults(action=predict_study)
+    for command in (show, run, predict):
         command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
         command.add_argument(
             "overrides",
@@ -42,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--quick", action="store_true", help="the reduced grid of the study: within a minute")
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY)")
+    predict.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY-predicted)")
+    predict.add_argument("--alpha", type=float, default=0.1, help="1 − coverage of the upper limits (default 0.1)")
+    predict.add_argument("--each", type=int, default=3, help="replacements tried per sample (default 3)")
 
     report = commands.add_parser("report", help="draw figures and report of a results folder again, without training")
     report.add_argument("out", type=Path, metavar="DIR", help="a results folder")
@@ -108,6 +113,16 @@ def run_study(arguments: argparse.Namespace) -> None:
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
     _write_report(out)
+
+
+def predict_study(arguments: argparse.Namespace) -> None:
+    from studies.sensitivity import predict
+
+    name = Path(arguments.study).stem + ("-quick" if arguments.quick else "") + "-predicted"
+    out = arguments.out or Path("results") / name
+    options = {"quick": arguments.quick, "alpha": arguments.alpha, "each": arguments.each}
+    predict.predict_study(arguments.study, out, arguments.overrides, command=["stability", *sys.argv[1:]], **options)
+    print(f"report: {out / 'report.html'}")
 
 
 def draw_report(arguments: argparse.Namespace) -> None:
