@@ -135,7 +135,7 @@ def figure(found: dict[int, dict[str, OnAverage]]):
 
 
 def main(folder: Path, *, quick: bool = False) -> dict[int, dict[str, OnAverage]]:
-    sizes, draws, twins, steps = ((4, 6), 4, 2, 20) if quick else (SIZES, DRAWS, TWINS, STEPS)
+    sizes, draws, twins, steps = ((4, 6), 3, 2, 10) if quick else (SIZES, DRAWS, TWINS, STEPS)
     found = {}
     for n in sizes:
         found[n], seconds = study(n, draws, min(twins, n), steps)

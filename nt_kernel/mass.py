@@ -87,7 +87,7 @@ def resolve_mass(
 
 
 def divide_by_mass(g: Tensor, mass: ParameterMass) -> Tensor:
-    """D⁻¹g for g [..., *shape of the parameter].
+    """D⁻¹g for g [..., *shape of the parameter]; g itself at mass 1.
 
     >>> divide_by_mass(torch.ones(2, 2), RowColumnMass(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])))
     tensor([[1.0000, 0.2500],
@@ -96,7 +96,9 @@ def divide_by_mass(g: Tensor, mass: ParameterMass) -> Tensor:
     if isinstance(mass, RowColumnMass):
         column = mass.column.to(g)
         return g / column / mass.row.to(g).reshape(-1, *[1] * column.dim())
-    return g / (mass.to(g) if isinstance(mass, Tensor) else mass)
+    if isinstance(mass, Tensor):
+        return g / mass.to(g)
+    return g if mass == 1 else g / mass
 
 
 def smallest_mass(masses: Masses) -> float:

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import unknown_name
+from stability.losses import Loss, PerSample, resolve_loss
 from stability.replacement import Replacement
-from stability.risk_constants import SAMPLE_LOSSES
 
 READINGS = ("removed", "new", "both")
 
@@ -51,7 +50,10 @@ class OnAverage:
     draws: int
     twins: int
     kind: str = "identity in expectation, estimated"
-    cost: str = "one run and its twins per draw of S"
+    assumptions: str = (
+        "S and z' exchangeable, k drawn without looking, draws of S independent; nothing of loss or metric"
+    )
+    cost: str = "one run and its twins, trained or predicted, per draw of S"
 
     @property
     def agree(self) -> bool:
@@ -107,23 +109,23 @@ def on_average_gap(
 
 def replace_one_losses(
     run_S: Tensor, run_new: Tensor, twins_S: Tensor, twins_new: Tensor, targets: Tensor,
-    candidates: Sequence[Replacement], *, loss: str = "squared",
+    candidates: Sequence[Replacement], *, loss: "str | Loss | PerSample" = "squared",
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The four losses per twin that :func:`on_average_gap` averages, [R] each, from outputs on S and at the z' of each twin.
 
     run_S [n, p], run_new [R, p]: outputs of the run on S; twins_S [R, n, p], twins_new [R, p]: of the twins, trained or
     predicted (``Prediction.run_outputs``, ``run_own_outputs``, ``outputs``, ``own_outputs``). targets [n, p] are those of S.
-    loss: "squared" (½‖y − a‖²), "cross_entropy", "logistic". Stack what several draws of S gave into the arrays [G, R].
+    loss: as for :func:`stability.train_twins`. Stack what several draws of S gave into the arrays [G, R].
 
     Raises ValueError for an unknown loss and for shapes that do not fit.
 
     >>> z = Replacement(0, torch.zeros(1), torch.tensor([2.0]))
-    >>> found = replace_one_losses(*(torch.full(shape, 1.0) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))), torch.zeros(1, 1), [z])
+    >>> outputs = [torch.ones(shape) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))]
+    >>> found = replace_one_losses(*outputs, torch.zeros(1, 1), [z])
     >>> {name: float(value[0]) for name, value in found.items()}
     {'own_removed': 0.5, 'twin_removed': 0.5, 'own_new': 0.5, 'twin_new': 0.5}
     """
-    if loss not in SAMPLE_LOSSES:
-        raise ValueError(unknown_name("loss", loss, SAMPLE_LOSSES))
+    losses = resolve_loss(loss).value
     (n, p), R = targets.shape, len(candidates)
     shapes = {"run_S": (n, p), "run_new": (R, p), "twins_S": (R, n, p), "twins_new": (R, p)}
     for (name, shape), value in zip(shapes.items(), (run_S, run_new, twins_S, twins_new), strict=True):
@@ -135,7 +137,7 @@ def replace_one_losses(
         "own_removed": (run_S[k], own), "twin_removed": (twins_S[torch.arange(R, device=k.device), k], own),
         "own_new": (run_new, new), "twin_new": (twins_new, new),
     }  # fmt: skip
-    return {name: SAMPLE_LOSSES[loss](y, a).double().cpu().numpy() for name, (y, a) in outputs.items()}
+    return {name: losses(y, a).double().cpu().numpy() for name, (y, a) in outputs.items()}
 
 
 def bootstrap_mean(values, *, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> Interval:

@@ -1,6 +1,7 @@
 """The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
 
-Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted.
+Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted;
+`check` has statuses of its own (``studies.running.check``).
 Every failure is one line on stderr.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nt_kernel.errors import NumericalError
+from studies.running.check import add_options
 from studies.running.engines import PointsFailed, WorkerLost
 
 
@@ -33,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
     plan.set_defaults(action=plan_study)
     run = commands.add_parser("run", help="train a study, or continue it, and draw its report")
     run.set_defaults(action=run_study)
-    for command in (show, plan, run):
+    check = commands.add_parser(
+        "check", help="the assumptions of the theorem at every point: 0 hold, 1 violated, 3 undecided"
+    )
+    add_options(check)
+    for command in (show, plan, run, check):
         command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
         command.add_argument(
             "overrides",
@@ -82,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *left_over]
     _extend_path()
     try:
-        arguments.action(arguments)
+        status = arguments.action(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         return _fail(130, f"stability: {str(interrupt) or 'interrupted'}")
@@ -94,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
-    return 0
+    return status or 0
 
 
 def list_studies(arguments: argparse.Namespace) -> None:

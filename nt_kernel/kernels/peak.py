@@ -64,7 +64,8 @@ class Watched:
         few = Probe.of(points, min(points.size, PLAN_SAMPLES))
         per_sample = sum(prod(site.shape) for site in points.plan.sites if not site.is_output) / points.plan_size
         turn = ceil(ONE_BY_ONE / per_sample) if per_sample else points.size + 1
-        if few.y.shape[1] > 1 and few.samples < turn <= min(chunk, points.size):
+        turns = few.y.shape[1] > 1 and not points.plan.chain  # a chain's sensitivities take no passes
+        if turns and few.samples < turn <= min(chunk, points.size):
             return cls(points, few, turn, Probe.of(points, turn))
         return cls(points, few, turn)
 

@@ -25,13 +25,13 @@ from nt_kernel.products.tiles import Form
 
 # float32: multiplications a second of Gram matrices, of Cholesky factorisations and of the products of a CG step; numbers
 # a second that a CG step reads.
-GRAM_SPEED, CHOLESKY_SPEED, PRODUCT_SPEED, READ_SPEED = 4e10, 2.3e10, 2.7e10, 3.4e10
+GRAM_SPEED, CHOLESKY_SPEED, PRODUCT_SPEED, READ_SPEED = 8e10, 2.3e10, 2.7e10, 3.4e10
 # Seconds for each entry of S (formed, copied, shifted, solved with), for each entry of the preconditioner (factorised
 # once; solved with at each step), for each number read to form the means and blocks that it is made of, and for the calls.
 PER_ENTRY, SETUP_PER_ENTRY, STEP_PER_ENTRY, PER_BLOCK = 8.5e-9, 1.7e-8, 6e-10, 8.5e-11
 CHOLESKY_CALLS, SETUP_CALLS, STEP_CALLS = 2.4e-4, 5e-4, 3.2e-4
-# float64 moves and multiplies half as many numbers a second.
-DOUBLE = 2.0
+# float64 moves and multiplies half as many numbers a second, large products a quarter (``nt_kernel.products.dense``).
+DOUBLE, DOUBLE_GRAM = 2.0, 4.0
 # Below this size nothing is as fast as Cholesky: not even looking for it.
 SMALL = 128
 # CG shows how fast it converges after this part of the budget; no verdict earlier, and none later than 1.5 budgets.
@@ -80,14 +80,15 @@ def cholesky_in_steps(forms: Sequence[Form], rows: int, N: int, dtype: torch.dty
 
     >>> layer = Outer(torch.zeros(128, 256), torch.zeros(128, 10, 256))
     >>> round(cholesky_in_steps([layer], 1280, 128, torch.float32))
-    51
+    47
     >>> layer = Outer(torch.zeros(16, 256), torch.zeros(16, 10, 256))
     >>> round(cholesky_in_steps([layer], 160, 16, torch.float32))
     0
     """
     work = sum((work_of(form) for form in forms), Work())
-    outputs, slower = rows / N, networks * (DOUBLE if dtype == torch.float64 else 1.0)
-    cholesky = work.gram / GRAM_SPEED + rows**3 / 6 / CHOLESKY_SPEED + rows**2 * PER_ENTRY
+    double, outputs = dtype == torch.float64, rows / N
+    slower, gram_speed = networks * (DOUBLE if double else 1.0), GRAM_SPEED * (DOUBLE / DOUBLE_GRAM if double else 1.0)
+    cholesky = work.gram / gram_speed + rows**3 / 6 / CHOLESKY_SPEED + rows**2 * PER_ENTRY
     setup = work.read * (1 + outputs * min(1, SAMPLED / N)) * PER_BLOCK + N**2 * SETUP_PER_ENTRY
     step = work.product / PRODUCT_SPEED + work.read / READ_SPEED + N**2 * STEP_PER_ENTRY
     return (CHOLESKY_CALLS - SETUP_CALLS + slower * (cholesky - setup)) / (STEP_CALLS + slower * step)

@@ -55,8 +55,11 @@ class MeanJacobianSystem:
         self.factor = factor.rows(n)
         self.mean = mean_factor(metric, y)  # L̄ [..., q, C]
         means = mean_product(self.factor.forms(mass))  # J D⁻¹J̄ᵀ
-        self.columns = (means.flatten(-3, -2) @ self.mean.mT).unflatten(-2, means.shape[-3:-1])  # W [..., N, C, q]
-        S = self.mean @ self.columns.mean(-3)
+        if metric.factor(y) is None:
+            self.columns, S = means, means.mean(-3)
+        else:
+            self.columns = (means.flatten(-3, -2) @ self.mean.mT).unflatten(-2, means.shape[-3:-1])  # W [..., N, C, q]
+            S = self.mean @ self.columns.mean(-3)
         S.diagonal(dim1=-2, dim2=-1).add_(1)
         self.S = (S + S.mT) / 2
         self.chol, info = torch.linalg.cholesky_ex(self.S)

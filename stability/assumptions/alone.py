@@ -1,7 +1,6 @@
 """The run on S by itself: twice, to see whether the bits are the same; and against the continuous flow."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,7 @@ def determinism(model: nn.Module, x: Tensor) -> Assumption:
     seen, (parameters, fixed) = [], split_state(model)
     fixed = {name: b.clone() for name, b in fixed.items()}  # a forward may write to them
     parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if x.is_cuda else []), torch.enable_grad():
+    with torch.enable_grad():
         for _ in range(2):
             y = run_model(model, {**parameters, **fixed}, x)
             gradients = torch.autograd.grad(y.square().sum(), list(parameters.values()), allow_unused=True)
@@ -84,8 +83,8 @@ def followed(
 ) -> Assumption:
     """The run stays near the flow θ̇ = −G⁻¹∇h, relative to how far the outputs move.
 
-    ``how``: "ode", the flow integrated to 1e-9 (float64); "halving", twice the distance to the run of half the step. **Derived**:
-    Euler's error at a fixed time is C·lr + O(lr²), so y_lr − y_{lr/2} = C·lr/2 + O(lr²), half of it.
+    ``how``: "ode", the flow integrated to 1e-9 (float64); "halving", twice the distance to the run of half the step.
+    **Derived**: Euler's error at a fixed time is C·lr + O(lr²), so y_lr − y_{lr/2} = C·lr/2 + O(lr²), half of it.
     """
     count = len(run.outputs) - 1
     if how == "ode":

@@ -1,7 +1,7 @@
 """``certify``: two recorded runs against each other, from the measured divergence to the paper's bound."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from time import perf_counter
 
@@ -21,10 +21,9 @@ from stability.enclosures import (
 from stability.recording.closed_loop import ClosedLoop
 from stability.recording.ladder import flow_ladder
 from stability.recording.record import RunRecord
-from stability.recording.rung import ENCLOSURE, NOT_APPLICABLE, THEORY_FREE, Certificate, Cost, Rung
+from stability.recording.rung import ALWAYS, ENCLOSURE, NOT_APPLICABLE, THEORY_FREE, Certificate, Cost, Rung
 
 LARGEST = 1e100  # of outputs, and of an enclosure before it counts as infinite: squares must stay in range
-ALWAYS = ("none: holds for every model, loss, optimizer and step; needs the trained twin",)
 
 
 def certify(
@@ -50,7 +49,8 @@ def certify(
     scalar: T4 needs ‖A_t‖₂, an eigenvalue problem of the states for every step, which can be most of the cost. False leaves
         it out.
     ladder: T0 to T3, where the S run follows metric descent; costs a twin study of these two runs.
-    dense: A_t as matrices, or by products with the layers, which have no T4; None: matrices up to 4096 states in e.
+    dense: A_t as matrices, or by products with the layers, which have no T4. None: matrices up to 4096 states in e, but
+        products where T4 is not asked for, G = D, and there are fewer than D/4 steps: several times cheaper there.
 
     Returns a :class:`Certificate`. Cost for T steps, D = N·p states (2D with memory): the kernel of the S run at every step,
     O(D³) per layer, ‖A_t‖₂, O(D³), and a product of A_t with the t + 1 columns of T5's factor, O(D²·min(T, D)).
@@ -77,7 +77,7 @@ def certify(
     start = perf_counter()
     _check(run_S, run_twin, metric)
     grid = [t for t in run_S.times if t in set(run_twin.times)]
-    loop = ClosedLoop(run_S, grid, dense)
+    loop = ClosedLoop(run_S, grid, False if dense is None and not scalar and _few_products(run_S) else dense)
     ours, theirs = _outputs(run_S, grid, run_S.reader.x), _outputs(run_twin, grid, run_S.reader.x)
     errors = theirs - ours  # [times, N, p]
     replaced = _replaced(run_S, run_twin) if replaced is None else tuple(int(k) for k in replaced)
@@ -117,6 +117,15 @@ def _check(run_S: RunRecord, run_twin: RunRecord, metric) -> None:
         raise ValueError("the runs are of models with different parameters")
     if metric is not None and not isinstance(metric, ContractionMetric):
         raise TypeError(f"metric must be a ContractionMetric, got {type(metric).__name__}")
+
+
+def _few_products(run: RunRecord) -> bool:
+    """True where T5 by products with the layers costs less than the matrices, and leaves nothing out."""
+    plain = all(
+        r.metric.scale == "none" and not r.metric.shares and not isinstance(r.decay, Mapping) and r.pull == 0
+        for r in run.rules
+    )
+    return plain and 4 * len(run) < run.outputs(0).numel()
 
 
 def _outputs(run: RunRecord, grid: Sequence[int], x) -> Tensor:

@@ -97,7 +97,7 @@ class ClosedLoop:
     def exact(self) -> bool:
         """True where A_t is the closed loop itself for a model linear in θ and a quadratic loss."""
         steps = zip(self.run.rules, self.run.rows, strict=True)
-        return all(rule.exact and not isinstance(rows, str) for rule, rows in steps) and self.run.loss.sigma is not None
+        return all(rule.exact and not isinstance(rows, str) for rule, rows in steps) and self.run.loss.quadratic
 
     @property
     def description(self) -> tuple[str, ...]:

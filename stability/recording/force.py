@@ -93,7 +93,8 @@ def force_operator(
     )  # fmt: skip
     y = reader.outputs({})
     curvature = loss.curvature(y)
-    curvature = loss.sigma if curvature is None else curvature if rows is None else curvature[rows.to(y.device)]
+    if isinstance(curvature, Tensor) and rows is not None:
+        curvature = curvature[rows.to(y.device)]
     coupled = uniform_pull(rule, masses) or 0.0
     return ForceOperator(kernel, curvature, rows, len(y), rule.sign, coupled)
 
@@ -123,8 +124,8 @@ def force_matrix(reader: Reader, loss: OutputLoss, rule: StepRule, masses: Mappi
     y = reader.outputs({}, None)
     C = y.shape[1]
     curvature = loss.curvature(y)
-    if curvature is None:
-        K = K * loss.sigma
+    if not isinstance(curvature, Tensor):
+        K = K * curvature
     else:
         own = curvature if rows is None else curvature[rows.to(y.device)]
         K = torch.einsum("dbc,bce->dbe", K.unflatten(1, (-1, C)), own).flatten(1)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nt_kernel.mass import smallest_mass
 from nt_kernel.metric.output_metric import resolve_output_metric
-from stability.assumptions import judge
+from stability.assumptions.structure import why_singular
+from stability.assumptions.verdicts import judge
 from stability.bounds import bound_ladder, gronwall_step
 from stability.constants import (
     column_norm,
@@ -21,8 +22,8 @@ from stability.constants import (
     spectrum_of,
 )
 from stability.recording.record import RunRecord
-from stability.recording.rung import APPLIES, BOUND, NOT_APPLICABLE, STATEMENT, UNDECIDED, Cost, Rung
-from stability.replacement import Replacement, duplicate_rows
+from stability.recording.rung import BOUND, FLOW, NOT_APPLICABLE, STATEMENT, Cost, Rung, worst
+from stability.replacement import Replacement
 from stability.system import TwinSystem
 
 FORMULAS = {
@@ -32,7 +33,6 @@ FORMULAS = {
     "T1": "2hL/(ξ√n)",
     "T0": "2κ²L/(ξμ√n)",
 }
-NAMES = ("positive rate", "no kernel drift", "gradient flow", "squared loss", "C¹ activations")  # what T0 to T3 rest on
 
 
 def flow_ladder(
@@ -43,17 +43,17 @@ def flow_ladder(
     why = why_not(run_S, run_twin, replaced)
     if why:
         rungs = {
-            name: Rung(name, "l2", math.nan, measured["l2"], _kind(name), NAMES, formula, NOT_APPLICABLE, why)
+            name: Rung(name, "l2", math.nan, measured["l2"], _kind(name), FLOW, formula, NOT_APPLICABLE, why)
             for name, formula in FORMULAS.items()
         }
         return rungs, ()
     constants, series, verdicts = _constants(run_S, run_twin, grid, replaced[0], measured)
-    bounds = bound_ladder(constants, len(series["y"]))
+    bounds = bound_ladder(constants, len(series["y"]), series["sigma"])
     bounds["T3"] = constants["T3"]
-    status, reason = _status(verdicts)
+    status, reason = worst(verdicts)
     cost = Cost(perf_counter() - start, series["nbytes"])
     rungs = {
-        name: Rung(name, "l2", bounds[name], measured["l2"], _kind(name), NAMES, formula, status, reason, cost)
+        name: Rung(name, "l2", bounds[name], measured["l2"], _kind(name), FLOW, formula, status, reason, cost)
         for name, formula in FORMULAS.items()
     }
     return rungs, tuple(verdicts)
@@ -61,8 +61,8 @@ def flow_ladder(
 
 def why_not(run_S: RunRecord, run_twin: RunRecord, replaced: Sequence[int]) -> str:
     """Why T0 to T3 do not speak of these runs at all; "" where they do."""
-    if run_S.loss.name != "squared" or run_twin.loss.name != "squared":
-        return f"the theorem is about ½‖y − a‖²; the loss is {run_S.loss.name!r}"
+    if not run_S.loss.quadratic or run_twin.loss.name != run_S.loss.name:
+        return f"the theorem is about (σ/2)‖y − a‖²; the loss is {run_S.loss.name!r}"
     if run_S.targets is None or run_twin.targets is None:
         return "the targets are not known: write record(…, targets=a)"
     if not isinstance(run_S.reader.x, Tensor) or run_S.reader.output is not None:
@@ -116,9 +116,9 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
     trainable = {n for n, p in run_S.reader.model.named_parameters() if p.requires_grad}
     run_S.load(0)
     system = TwinSystem(
-        run_S.reader.model, x, targets, [z], held_out=None, mass={n: m for n, m in masses.items() if n in trainable},
+        run_S.reader.model, x, targets, [z], loss=run_S.loss.loss, held_out=None, null_twin=False,
+        mass={n: m for n, m in masses.items() if n in trainable},
         output_metric=resolve_output_metric(rule.metric.output_metric), scale=rule.metric.scale, blocks=rule.metric.blocks,
-        null_twin=False,
     )  # fmt: skip
     gap, found, flow, rates = system.metric_gap().item(), {}, [], []
     E, most, xi, top = torch.zeros((), dtype=x.dtype), 0.0, 0.0, 0.0
@@ -132,11 +132,11 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
         after, r = snapshot.outputs[0].flatten(), snapshot.residuals[0, :-1].flatten()
         if j:
             dt = sum(run_S.rules[s].lr for s in range(grid[j - 1], t))
-            E = gronwall_step(E, d, xi, dt)
+            E = gronwall_step(E, d, system.sigma * xi, dt)
             most = max(most, E.item())
             if pull.norm() > 1e-9 * rates[0]:
                 flow.append(((after - y + dt * pull).norm() / (dt * pull).norm()).item())
-            flow.append(dt * top / 2)
+            flow.append(dt * system.sigma * top / 2)
         values, xi = spectrum_of(snapshot)
         d, y, top, pull = disturbance(snapshot, system).norm(dim=-1)[0], after, values[-1].item(), snapshot.H @ r
         rates.append(pull.norm())
@@ -146,7 +146,7 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
             "drift": kernel_drift(snapshot, system).norm().item(), "lambda_max_twin": snapshot.rate,
         }  # fmt: skip
         found = {name: max(value, found.get(name, -math.inf)) for name, value in now.items()}
-    structural = _why_singular(system, x)
+    structural = why_singular(run_S.reader.model, x, system.p)
     found["xi"] = 0.0 if structural else -found["xi"]
     found |= {"mu": smallest_mass(system.mass), "T3": most}
     lr = max(rule.lr for rule in run_S.rules)
@@ -155,28 +155,14 @@ def _constants(run_S: RunRecord, run_twin: RunRecord, grid, k: int, measured) ->
         run_S.reader.model,
         {"xi": found["xi"], "lr": lr, "lambda_max_twin": found["lambda_max_twin"], "flow_defect": max(flow, default=0.0),
          "null_sup": math.nan},
-        [pair | {"measured_sup": measured["sup"]}], dynamics="euler", structural=structural,
+        [pair | {"measured_sup": measured["sup"]}], dynamics="euler", structural=structural, loss=run_S.loss.loss,
     )  # fmt: skip
     nbytes = 8 * 4 * (x.shape[0] * system.p) ** 2 * system.block_count
-    return found, {"y": snapshot.outputs[0], "nbytes": nbytes}, [verdict.to_dict() for verdict in verdicts]
-
-
-def _why_singular(system: TwinSystem, x: Tensor) -> str:
-    if system.n * system.p > system.parameters:
-        return f"n·p = {system.n * system.p} > {system.parameters} parameters"
-    if rows := duplicate_rows(x):
-        return f"inputs {rows[0]} and {rows[1]} of S are equal"
-    return ""
-
-
-def _status(verdicts: list[dict]) -> tuple[str, str]:
-    """The worst verdict on what T0 to T3 rest on."""
-    relevant = [v for v in verdicts if v["assumption"] in NAMES]
-    for verdict, status in (("violated", NOT_APPLICABLE), ("undecided", UNDECIDED)):
-        failing = [v for v in relevant if v["verdict"] == verdict]
-        if failing:
-            return status, "; ".join(f"{v['assumption']}: {v['reason']} ({v['value']:.2g})" for v in failing)
-    return APPLIES, ""
+    return (
+        found,
+        {"y": snapshot.outputs[0], "sigma": system.sigma, "nbytes": nbytes},
+        [verdict.to_dict() for verdict in verdicts],
+    )
 
 
 def _kind(name: str) -> str:

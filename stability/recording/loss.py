@@ -1,4 +1,4 @@
-"""What a recorded run has to know of its loss: ∇_y ℓ and ∇²_y ℓ of every sample of S as functions of the outputs."""
+"""What a recorded run has to know of its loss: ∇²_y ℓ, and where it can be had ℓ itself, at the outputs on all of x."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,31 +6,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import unknown_name
+from stability.losses import Loss, resolve_loss
 
 SampleLosses = Callable[[Tensor], Tensor]  # outputs [N, C] → losses [N]
-QUADRATIC = {"squared": 1.0}  # ∇²ℓ = σI
 
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """The losses of the samples of S. ``sigma``: ∇²ℓ = σI for all outputs, None where it is not so simple.
+    """The losses of the samples of S as functions of the outputs: a named ``loss`` at its targets, or a function alone.
 
     ``losses`` [N, C] → [N]; None where targets were not given, and only ∇²ℓ is known.
     """
 
     name: str
-    sigma: float | None
+    loss: Loss | None
     losses: SampleLosses | None
+    targets: Tensor | None = None
 
-    def gradient(self, y: Tensor) -> Tensor:
-        """r = ∇_y ℓ, [N, C]."""
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            return torch.autograd.grad(self.values(y).sum(), y)[0]
+    @property
+    def quadratic(self) -> bool:
+        """True where ∇²ℓ = σI whatever the outputs."""
+        return self.loss is not None and self.loss.quadratic
 
     def values(self, y: Tensor) -> Tensor:
-        """ℓ_i, [N]; ValueError for a ``losses`` that gives anything else, or where there are no targets."""
+        """ℓ_i, [N]; ValueError for a function that gives anything else, or where there are no targets."""
         if self.losses is None:
             raise ValueError(f"loss {self.name!r} was recorded without targets; write record(…, targets=a)")
         found = self.losses(y)
@@ -39,10 +38,18 @@ class OutputLoss:
             raise ValueError(f"loss must give one loss per sample, [{len(y)}], got {got}; write reduction='none'")
         return found
 
-    def curvature(self, y: Tensor) -> Tensor | None:
-        """∇²_y ℓ of every sample, [N, C, C]; None stands for σI."""
-        if self.sigma is not None:
-            return None
+    def curvature(self, y: Tensor) -> Tensor | float:
+        """∇²_y ℓ of every sample, [N, C, C]; a number σ stands for σI.
+
+        Raises ValueError for a named loss whose ∇²ℓ depends on targets that were not given.
+        """
+        if self.quadratic:
+            return self.loss.curvature(y.shape[1])
+        if self.loss is not None:
+            if self.targets is None and not self.loss.metrics:
+                raise ValueError(f"∇²ℓ of {self.name!r} depends on the targets; write record(…, targets=a)")
+            a = torch.zeros_like(y) if self.targets is None else _encoded(self.loss, self.targets, y)
+            return self.loss.hessian(y, a)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             r = torch.autograd.grad(self.values(y).sum(), y, create_graph=True)[0]
@@ -53,29 +60,34 @@ class OutputLoss:
 
 
 def output_loss(loss, targets: Tensor | None) -> OutputLoss:
-    """The loss of a recorder: "squared" (½‖y − a‖²; without targets its ∇²ℓ = I is known all the same), or a function.
+    """The loss of a recorder: one of ``stability.losses``, by name or itself, or a function.
 
     A function takes the outputs on all of x [N, C] to the losses of the samples [N]; where ``targets`` are given it takes
-    outputs and targets, as ``stability.losses`` do. Raises ValueError/TypeError for anything else.
+    outputs and targets. Raises ValueError/TypeError for anything else.
 
     >>> loss = output_loss(lambda y: 0.25 * y.pow(4).sum(1), None)
     >>> loss.curvature(torch.tensor([[1.0, 2.0]]))
     tensor([[[ 3.,  0.],
              [ 0., 12.]]])
+    >>> output_loss("mse", None).curvature(torch.zeros(1, 4))
+    0.5
     """
-    if isinstance(loss, str):
-        if loss not in QUADRATIC:
-            raise ValueError(unknown_name("loss", loss, QUADRATIC))
-        return OutputLoss(loss, 1.0, None if targets is None else lambda y: _half_squares(y, targets.to(y)))
+    if isinstance(loss, str | Loss):
+        named = resolve_loss(loss)
+        losses = None if targets is None else lambda y: named.value(y, _encoded(named, targets, y))
+        return OutputLoss(named.name, named, losses, targets)
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function of the outputs, got {type(loss).__name__}")
     name = getattr(loss, "__name__", type(loss).__name__)
     if targets is None:
         return OutputLoss(name, None, loss)
-    return OutputLoss(name, None, lambda y: loss(y, targets.to(y) if targets.is_floating_point() else targets))
+    return OutputLoss(
+        name, None, lambda y: loss(y, targets.to(y) if targets.is_floating_point() else targets.to(y.device)), targets
+    )
 
 
-def _half_squares(y: Tensor, a: Tensor) -> Tensor:
-    if y.shape != a.shape:
-        raise ValueError(f"targets have shape {tuple(a.shape)}, the outputs {tuple(y.shape)}")
-    return 0.5 * (y - a).square().sum(1)
+def _encoded(loss: Loss, targets: Tensor, y: Tensor) -> Tensor:
+    a = loss.encoded(targets.to(y) if targets.is_floating_point() else targets.to(y.device), y.shape[1], y.dtype)
+    if a.shape != y.shape:
+        raise ValueError(f"targets have shape {tuple(targets.shape)}, the outputs {tuple(y.shape)}")
+    return a

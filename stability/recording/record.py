@@ -33,10 +33,12 @@ def record(
     model: what is trained. x: the training inputs S, all of them, a tensor [N, …] or a tuple of such, as the loop's batches
         are rows of them. optimizer: any torch.optim.Optimizer or one of this project's; its steps are recorded as they
         come, with their hyperparameters and state. None: call :meth:`RunRecord.mark` after every step.
-    targets [N, p]: of "squared", for the bounds T0 to T3; a function takes them as its second argument.
-    loss: "squared" (½‖y − a‖² per sample), or a function from the outputs on x [N, p] (and the targets, where given) to the
-        losses of the samples [N]. The loop must train on their mean over the batch: a factor (``MSELoss()`` divides by p
-        too) belongs into the loss. The first step's gradient is compared with it (``gradient_defect``).
+    targets [N, p] (class indices [N] for "cross_entropy"): needed for the bounds T0 to T3 and where ∇²ℓ depends on them; a
+        function takes them as its second argument.
+    loss: of one sample, a name or a :class:`stability.Loss` ("squared", ½‖y − a‖²; "mse", "cross_entropy", "logistic",
+        "huber"), or a function from the outputs on x [N, p] (and the targets, where given) to the losses of the samples [N].
+        The loop must train on their mean over the batch: a factor belongs into the loss (``MSELoss()`` is "mse"). The first
+        step's gradient is compared with it (``gradient_defect``).
     memory: the budget of the snapshots. Where they outgrow it every other one is dropped, again and again: all statements
         then hold at the times that are left, ``RunRecord.times``, and suprema are taken over these.
     output: selects the tensor where the model returns a tuple or dict.
@@ -94,9 +96,15 @@ class RunRecord:
         if FEWEST * start.nbytes > budget:
             raise ValueError(f"memory must hold {FEWEST} snapshots of {start.nbytes} bytes, got {budget} bytes")
         self.snapshots.add(0, start)
+        self._trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._earlier: dict[str, dict] = {}
 
     def __enter__(self) -> "RunRecord":
+        last = self.snapshots.held[self.snapshots.last].state
+        if any(
+            not torch.equal(value, last[name]) for name, value in self._now().state.items() if name in self._trained
+        ):
+            raise ValueError("the parameters have moved since they were recorded last; make a new record(…)")
         if self.optimizer is not None:
             self._watch = RowWatch(self.model)
             self._handles = [

@@ -16,6 +16,8 @@ ESTIMATE = "estimate"
 THEORY_FREE = "triangle inequality"
 KINDS = (STATEMENT, BOUND, ENCLOSURE, ESTIMATE, THEORY_FREE)
 APPLIES, UNDECIDED, NOT_APPLICABLE = "applies", "undecided", "not applicable"
+FLOW = ("positive rate", "no kernel drift", "gradient flow", "squared loss", "C¹ activations")  # what T0 to T3 rest on
+ALWAYS = ("none: holds for every model, loss, optimizer and step; needs the trained twin",)
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,16 @@ class Certificate:
             shown = f"{r.value:12.4g}{r.ratio:12.3g}" if r.applies else f"{'n/a':>12}{f'({r.value:.3g})':>12}"
             lines.append(f"{r.name:10}{shown}  {r.quantity:8} {r.kind}" + (f": {r.reason}" if r.reason else ""))
         return "\n".join([*lines, *self.description, *self.notes])
+
+
+def worst(verdicts: list[dict], names: tuple[str, ...] = FLOW) -> tuple[str, str]:
+    """The status that verdicts on assumptions leave, and why: one violated is "not applicable", one open "undecided".
+
+    >>> worst([{"assumption": "positive rate", "verdict": "violated", "value": 0.0, "reason": "rows 0 and 1 are equal"}])
+    ('not applicable', 'positive rate: rows 0 and 1 are equal (0)')
+    """
+    for verdict, status in (("violated", NOT_APPLICABLE), ("undecided", UNDECIDED)):
+        failing = {v["assumption"]: v for v in verdicts if v["assumption"] in names and v["verdict"] == verdict}
+        if failing:
+            return status, "; ".join(f"{name}: {v['reason']} ({v['value']:.2g})" for name, v in failing.items())
+    return APPLIES, ""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
     "loops": "studies.kinds.loops:LOOPS",
+    "movements": "studies.kinds.movements:MOVEMENTS",
+    "diffusion": "studies.kinds.diffusion:DIFFUSION",
+    "rlo": "studies.kinds.rlo:RLO",
     "prediction": "studies.kinds.prediction:PREDICTION",
 }
 

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         **dict.fromkeys(
             ["draw_divergence", "draw_spectrum", "spectrum_figure", "training_figure"], "studies.figures.training"
         ),
+        **dict.fromkeys(["draw_waterfall", "waterfall_figure"], "studies.figures.waterfall"),
         **dict.fromkeys(["Drawing", "draw_figures", "drawings"], "studies.figures.overview"),
     },
 )

@@ -22,10 +22,12 @@ from studies.figures.confinement import (
 )
 from studies.figures.constants import constants_figure, draw_constant
 from studies.figures.lines import KINDS, LINES
-from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, number, save_figure
+from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, save_figure
 from studies.figures.training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
+from studies.figures.waterfall import draw_waterfall, waterfall_figure
 from studies.figures.wording import plural
 from studies.findings.confinement import equal_loss
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,12 +53,14 @@ __all__ = [
     "draw_place",
     "draw_ratios",
     "draw_spectrum",
+    "draw_waterfall",
     "drawings",
     "new_figure",
     "ratios_figure",
     "save_figure",
     "spectrum_figure",
     "training_figure",
+    "waterfall_figure",
 ]
 
 
@@ -112,6 +116,17 @@ def drawings(frames: Frames) -> list[Drawing]:
             "worsening condition number of the kernel. The last panel is what comes of it: T0 over 2L√n, which no "
             "divergence can exceed. Each panel spans a decade at least.",
             lambda: constants_figure(summary),
+        ),
+        Drawing(
+            "waterfall",
+            "What each inequality costs",
+            "From the measurement (1, top) to the paper's bound: each bar is one step of the chain, from value/measured of "
+            "the bound before it to its own, means of the logarithm over the pairs (so the steps of one n add up), the number "
+            "the factor at the largest n. Rows T3 to T1, T0 undo one inequality of the proof each; path, T5 and T4 need the "
+            "trained twin. A hatched bar runs backwards: T5 below the path (contraction explains something) or T3 below T4 "
+            "(which covers the drift of the kernel). Bottom: the worst sample alone, for the bounds that speak of it. A step "
+            "without a bar is infinite (ξ = 0) or 1. Look for the longest bars: there the chain loses most.",
+            lambda: waterfall_figure(summary),
         ),
         Drawing(
             "ratios",

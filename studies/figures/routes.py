@@ -31,7 +31,9 @@ LOOKS = {
     "T5": ("T5", "green", "--", "X"),
 }
 """Column: label, hue, dash, marker. Other columns (beyond any axis, or equal to another line) have no line."""
-GUIDES = {-1.0: (":", "n⁻¹"), -0.5: ((0, (1, 3)), "n^−½")}
+NEEDED = ("convex", "kozachkov")
+"""Routes that the legend names where they do not apply."""
+GUIDES = {-1.0: (":", "1/n"), -0.5: ((0, (1, 3)), "1/√n")}
 
 
 def exponent_text(fit: Exponent) -> str:
@@ -44,7 +46,7 @@ def exponent_text(fit: Exponent) -> str:
 
 @styled
 def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> Axes:
-    """Medians over the twins of one problem against n, log-log; dotted: n⁻¹ and n^−½ through the first measured value."""
+    """Medians over the twins of one problem against n, log-log; dotted: 1/n and 1/√n through the first measured value."""
     columns = [column for column in LOOKS if column in fits]
     medians = frame.groupby("n")[columns].median()
     values = []
@@ -61,7 +63,10 @@ def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> 
         )
     n_axis(ax, medians.index)
     log_y(ax, *log_limits(values))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=5.8, handlelength=1.8, labelspacing=0.45)
+    missing = [LOOKS[column][0] for column in NEEDED if column not in fits]
+    note = "not applicable:\n" + ",\n".join(missing) if missing else None
+    look = {"fontsize": 5.8, "title_fontsize": 5.8, "handlelength": 1.8, "labelspacing": 0.45, "alignment": "left"}
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=note, **look)
     return ax
 
 
@@ -77,7 +82,7 @@ def routes_figure(results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Exponen
         draw_routes(ax, frame, fits)
         ax.set_title(title, fontsize=7.5)
         outputs = "T0" in fits
-        ax.set_ylabel("sup |y' − y| on S, outputs" if outputs else "sup over samples of |ℓ' − ℓ|")
+        ax.set_ylabel("sup |y' − y| on S, outputs" if outputs else "sup |ℓ' − ℓ|, or gap")
     for ax in axes[len(results) :]:
         ax.remove()
     handles = [Line2D([], [], color="0.45", linewidth=0.8, linestyle=dash) for dash, _ in GUIDES.values()]

@@ -12,6 +12,9 @@ from studies.definition.training import Rate, TrainingStudy
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stability import Replacement
+    from studies.data.subsets import Draw
+
 # lr = "auto" is half the limit that λ_max(H) ≤ N gives, which holds for the mean-scaled metric with M = I only.
 AUTO_LR_NEEDS = {
     "optimizer": ("woodbury",),
@@ -58,17 +61,22 @@ class TwinStudy(TrainingStudy):
         return super().fixed() | {"scale": self.metric_scale}
 
 
+def twins_of(study: TwinStudy, point: Point) -> "tuple[Draw, list[Replacement]]":
+    """What one point trains on: data, model and its replacements (k, z')."""
+    import stability
+    from studies.data.subsets import draw
+
+    drawn = draw(study.at(point), point)
+    replaced = zip(drawn.replaced, drawn.replacement_x, drawn.replacement_targets, strict=True)
+    return drawn, [stability.Replacement(index=k, x=x, target=target) for k, x, target in replaced]
+
+
 def run_point(study: TwinStudy, point: Point) -> dict[str, "pd.DataFrame"]:
     """Train one point's twins and lay the results out as the four tables of a results folder."""
     import stability
-    from studies.data.subsets import draw
     from studies.kinds.twins_tables import as_tables
 
-    drawn = draw(study.at(point), point)
-    replacements = [
-        stability.Replacement(index=k, x=x, target=target)
-        for k, x, target in zip(drawn.replaced, drawn.replacement_x, drawn.replacement_targets, strict=True)
-    ]
+    drawn, replacements = twins_of(study, point)
     at = study.at(point)
     result = stability.train_twins(
         drawn.model,
@@ -84,7 +92,7 @@ def run_point(study: TwinStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         loss=at.loss,
         null_twin=True,
     )
-    return as_tables(study.columns(point), drawn, result, at.loss)
+    return as_tables(study.columns(point), drawn, result)
 
 
 def work(study: TwinStudy, point: Point) -> int:

@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 
 from nt_kernel.errors import NumericalError
+from stability.loss_ladder import NOT_APPLICABLE
 from studies.data.subsets import Draw
 
-QUADRATIC = ("squared", "mse")
-RUNGS = ("T0", "T1", "T2", "T3", "vacuity_floor", "trivial_sup", "gain_H", "rate_H")
 
-
-def as_tables(key: dict, drawn: Draw, result, loss: str = "squared") -> dict[str, pd.DataFrame]:
+def as_tables(key: dict, drawn: Draw, result) -> dict[str, pd.DataFrame]:
     """The result of ``train_twins`` with key columns in front: n, width, mass, seed; replaced, replacement of a pair.
 
     ``key``: the columns of the point (``study.columns``). Raises NumericalError when a summary number is NaN.
@@ -28,7 +26,7 @@ def as_tables(key: dict, drawn: Draw, result, loss: str = "squared") -> dict[str
         key | {"replaced": k, "replacement": row} for k, row in zip(drawn.replaced, drawn.replacement_rows, strict=True)
     ]
     summary = pd.DataFrame([pair_key | pair for pair_key, pair in zip(pair_keys, rows, strict=True)])
-    _refuse_nan(summary, loss)
+    _refuse_nan(summary)
 
     run = {name: np.asarray(series) for name, series in result.run.items()}
     step = np.arange(len(next(iter(run.values()))))  # [T + 1]
@@ -74,9 +72,7 @@ def _assumptions(key: dict, drawn: Draw, rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(found).astype({"value": float, "threshold": float, "margin": float})
 
 
-def _refuse_nan(summary: pd.DataFrame, loss: str) -> None:
-    """A bound that the loss has no constants for is not a number; anything else that is none is a failure."""
-    absent = [name for name in summary if name.startswith(RUNGS)] if loss not in QUADRATIC else []
-    checked = summary.drop(columns=absent)
-    if broken := list(checked.columns[checked.isna().any()]):
+def _refuse_nan(summary: pd.DataFrame) -> None:
+    stated = NOT_APPLICABLE if "not_applicable" in summary else ()  # rungs that say why they are NaN
+    if broken := [name for name in summary.columns[summary.isna().any()] if name not in stated]:
         raise NumericalError(f"not a number in {', '.join(broken)}")

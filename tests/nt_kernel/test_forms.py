@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nt_kernel.products import tiles
+from nt_kernel.products import forms, tiles
 from nt_kernel.products.forms import Decoupled, Flat, Outer, Weighted
 from nt_kernel.products.positions import ROUTES, Positions, route_costs
 from nt_kernel.products.tiles import blocks_of, gram_of
@@ -52,16 +52,17 @@ KINDS = ["outer", "flat", "decoupled", "weighted", "positions", "lookup"]
     st.integers(1, 30),
     st.integers(1, 4),
     st.sampled_from([1, 7, 16, 10**6]),
+    st.sampled_from([1, 10**4, 10**7]),
 )
-def test_tiles_add_up_to_the_dense_product(kinds, N, M, C, tile_rows):
+def test_tiles_add_up_to_the_dense_product(kinds, N, M, C, tile_rows, chunk_bytes):
     mine = [form_of(kind, N, C, 10 * k) for k, kind in enumerate(kinds)]
     theirs = [form_of(kind, M, C, 10 * k + 5) for k, kind in enumerate(kinds)]
     J, J2 = (torch.cat([dense for _, dense in side], -1) for side in (mine, theirs))
-    before, tiles.TILE_ROWS = tiles.TILE_ROWS, tile_rows
+    before, tiles.TILE_ROWS, forms.CHUNK_BYTES = (tiles.TILE_ROWS, forms.CHUNK_BYTES), tile_rows, chunk_bytes
     try:
         own, cross = gram_of([f for f, _ in mine]), gram_of([f for f, _ in mine], [f for f, _ in theirs])
     finally:
-        tiles.TILE_ROWS = before
+        tiles.TILE_ROWS, forms.CHUNK_BYTES = before
     torch.testing.assert_close(own, torch.einsum("ncp,mdp->ncmd", J, J), **CLOSE)
     torch.testing.assert_close(cross, torch.einsum("ncp,mdp->ncmd", J, J2), **CLOSE)
     torch.testing.assert_close(blocks_of([f for f, _ in mine]), J @ J.mT, **CLOSE)

@@ -144,6 +144,24 @@ def test_a_frozen_layer_breaks_the_chain(chained):
     assert not any(chained)
 
 
+def test_a_chain_that_becomes_none_is_seen_again(chained):
+    """The same calls in the same order, and yet a way past the second layer: what was cut is followed after all."""
+    torch.manual_seed(0)
+
+    def forward(s, x):
+        h = torch.tanh(s.a(x))
+        return s.c(torch.tanh(s.b(h)) + (h if s.skip else 0))
+
+    model = Custom(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 3)).to(F64)
+    model.skip, x = False, torch.randn(5, 4, dtype=F64)
+    assert_the_same(model, x)
+    assert all(chained)
+    model.skip = True
+    chained.clear()
+    assert_the_same(model, x)
+    assert chained == [False]
+
+
 def test_slopes_are_those_of_every_sample(chained):
     """One sample, one entry: δ = W₂·φ'(z) in closed form."""
     model = mlp(1, 1, 2).to(F64)

@@ -149,6 +149,7 @@ def dense_study(model, x, a, z, held_out, *, steps, lr, mass=1.0, c=None, M=None
             ]
         )
         put("T3", G3), put("T4", E), put("T5", radii.max()), put("path_l2", path), put("path_sup", paths.max())
+        put("T5_l2", torch.linalg.eigvalsh(P)[-1].clamp_min(0).sqrt())
         put("T5_others", max([radii[i] for i in range(n) if i != z.index], default=torch.tensor(0.0)))
         last = {"e": e, "H": H, "curvature": curvature, "xi": eig[0], "d": d.norm()}
         if t < steps:

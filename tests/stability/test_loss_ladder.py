@@ -14,7 +14,6 @@ from torch import nn
 from stability import Replacement, huber_loss, resolve_loss, train_twins
 from stability.loss_ladder import LossLadder, moving_gain, moving_rate, moving_step, shift_free_basis
 from tests.stability.dense import F64, small_problem
-from tests.stability.test_losses import quartic
 
 
 def root(H):
@@ -70,9 +69,8 @@ def test_gain_and_step():
     assert math.isnan(moving_gain(1.0, 0.0, 1.0))
     E, w = torch.tensor([2.0, 2.0, 2.0], dtype=F64), torch.tensor([3.0, 3.0, 3.0], dtype=F64)
     rate, dt = torch.tensor([1.5, 0.0, -1.5], dtype=F64), 0.4
-    exact = [
-        x * math.exp(-r * dt) + f * (dt if r == 0 else -math.expm1(-r * dt) / r) for x, f, r in zip(E, w, rate.tolist())
-    ]
+    gains = [dt if r == 0 else -math.expm1(-r * dt) / r for r in rate.tolist()]
+    exact = torch.exp(-rate * dt) * E + torch.tensor(gains, dtype=F64) * w
     np.testing.assert_allclose(moving_step(E, w, rate, dt), exact, rtol=1e-14)
     assert moving_step(E, 0 * w, -1e9 * torch.ones(3, dtype=F64), 1.0).isfinite().all()
 
@@ -156,11 +154,11 @@ FLOWS = {
     "logistic": "logistic",
     "cross_entropy": "cross_entropy",
     "huber": huber_loss(0.5),
-    "own": lambda y, a: (y - a).square().sum(-1) + quartic(y, a) / 4,
+    "own": lambda y, a: (y - a).square().sum(-1) / 4 + (y - a).cosh().log().sum(-1),
 }
 
 
-def linear_flow(name, seed, n, p, steps=60, dt=0.05):
+def linear_flow(name, seed, n, p, steps=25, dt=0.08):
     draw = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, generator=draw, dtype=F64)  # noqa: E731
     target = (lambda *shape: randn(*shape).softmax(-1)) if name != "huber" else randn
@@ -171,11 +169,7 @@ def linear_flow(name, seed, n, p, steps=60, dt=0.05):
     )
 
 
-@given(
-    name=st.sampled_from(sorted(FLOWS)), seed=st.integers(0, 10_000), n=st.integers(1, 4), p=st.integers(2, 3)
-)  # fmt: skip
-@settings(max_examples=12, deadline=None)
-def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold(name, seed, n, p):
+def check_linear_flow(name, seed, n, p):
     result = linear_flow(name, seed, n, p)
     pair = result.pairs[0]
     series = {name: values[0] for name, values in result.trajectories.items()}
@@ -190,28 +184,43 @@ def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold(name, s
         assert above_zero
 
 
+FLOW_RUNS = {"seed": st.integers(0, 10_000), "n": st.integers(1, 4), "p": st.integers(2, 3)}
+
+
+@given(name=st.sampled_from(["logistic", "cross_entropy", "own"]), **FLOW_RUNS)
+@settings(max_examples=5, deadline=None)
+def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold(**drawn):
+    check_linear_flow(**drawn)
+
+
+@pytest.mark.slow  # the solver takes small steps across every kink of Huber's gradient
+@given(name=st.sampled_from(sorted(FLOWS)), **FLOW_RUNS)
+@settings(max_examples=20, deadline=None)
+def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold_at_length(**drawn):
+    check_linear_flow(**drawn)
+
+
 def test_the_rung_is_attained_where_there_is_one_direction():
     """n = p = 1, logistic: e obeys one scalar equation, and T3H is an equality but for the sampling of rate and d."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 0.3)
     one = lambda value: torch.tensor([value], dtype=F64)  # noqa: E731
     result = train_twins(
-        model, one(1.2)[None], one(1.0)[None], [Replacement(0, one(0.8), one(0.0))], steps=400, lr=0.005,
+        model, one(1.2)[None], one(1.0)[None], [Replacement(0, one(0.8), one(0.0))], steps=150, lr=0.01,
         scale="none", loss="logistic", dynamics="flow", null_twin=False,
     )  # fmt: skip
     measured, T3H = result.trajectories["measured_H"][0], result.trajectories["T3H"][0]
     np.testing.assert_allclose(T3H[1:], measured[1:], rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["logistic", "cross_entropy", "huber"])
+@pytest.mark.parametrize("name", ["logistic", "cross_entropy"])
 def test_with_the_drift_counted_the_rung_holds_for_networks(name):
     model, x, a, zs, _ = small_problem(seed=2, n=3, p=2, width=6)
-    if name != "huber":
-        a, zs = a.softmax(-1), [Replacement(z.index, z.x, z.target.softmax(-1)) for z in zs]
+    a, zs = a.softmax(-1), [Replacement(z.index, z.x, z.target.softmax(-1)) for z in zs]
     gaps = []
     for dt in (0.1, 0.05):
         result = train_twins(
-            model, x, a, zs, steps=round(2 / dt), lr=dt, mass=0.3, loss=FLOWS[name], dynamics="flow", null_twin=False
+            model, x, a, zs, steps=round(1 / dt), lr=dt, mass=0.3, loss=FLOWS[name], dynamics="flow", null_twin=False
         )
         for pair, measured, bound in zip(
             result.pairs, result.trajectories["measured_H"], result.trajectories["T3H_drift"], strict=True

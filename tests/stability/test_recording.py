@@ -98,6 +98,8 @@ def test_the_gradient_is_held_against_the_declared_loss():
     right = trained(mlp(2, 2), EXACT["sgd"], x, a, loss=mse, record_loss=mse)
     assert right.gradient_defect < 1e-12
     assert trained(mlp(2, 2), EXACT["sgd"], x, a, targets=None).gradient_defect is None
+    named = trained(mlp(2, 2), EXACT["sgd"], x, a, loss=lambda y, b: (y - b).square().mean(1), record_loss="mse")
+    assert named.gradient_defect < 1e-12
     assert any("not that of the declared loss" in note for note in certify(wrong, wrong).notes)
     assert certify(right, right).notes == ()
 
@@ -237,9 +239,25 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="lr must be"):
         run.mark(lr=-1.0)
     with pytest.raises(ValueError, match=r"write record\(…, targets=a\)"):
-        run.loss.gradient(torch.zeros(4, 2))
+        run.loss.values(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="depends on the targets"):
+        record(model, x, loss="huber").loss.curvature(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="one loss per sample"):
         trained(model, EXACT["sgd"], x, a, record_loss=lambda y, b: half_squares(y, b).mean())
+
+
+def test_a_record_goes_on_where_it_stopped_or_not_at_all():
+    x, a = data(4, 2, 2)
+    model = mlp(2, 2)
+    optimizer = adam(model)
+    run = record(model, x, optimizer, targets=a)
+    for _ in range(2):
+        with run:
+            step(model, optimizer, x, a)
+    assert len(run) == 2
+    step(model, optimizer, x, a)
+    with pytest.raises(ValueError, match="have moved since"):
+        run.__enter__()
 
 
 def test_copies_of_a_recorded_model_are_not_recorded():

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from nt_kernel import generalized_ntk, layer_factors
-from optim import Woodbury
-from stability import ClosedLoop, momentum_matrices
+from optim import RLO, Woodbury
+from stability import ClosedLoop, momentum_matrices, record
 from stability.recording.certify import _states
-from tests.stability.recorded import EXACT, FROZEN, data, linear, mlp, moved, trained
+from tests.stability.recorded import EXACT, FROZEN, data, half_squares, linear, mlp, moved, trained
 
 BATCHES = [torch.tensor([0, 2, 3]), torch.tensor([1, 4, 4]), None, torch.tensor([5, 0]), torch.tensor([0, 2, 3]), None]
 SCHEDULE = [1.0, 0.5, 2.0, 1.5, 0.7, 1.0]
@@ -210,3 +210,62 @@ def test_products_through_the_layers_are_those_of_the_matrices(name, batches):
     for A, B in zip(matrices, products, strict=True):
         torch.testing.assert_close(B @ X, A @ X, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(B @ X[:, 0], A @ X[:, 0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "logistic", "huber", "mse"])
+def test_named_losses_are_their_functions(name):
+    x, a = data(5, 2, 3)
+    a = {"cross_entropy": a.argmax(1), "logistic": a.sigmoid()}.get(name, a)
+    functions = {
+        "cross_entropy": lambda y, b: nn.functional.cross_entropy(y, b, reduction="none"),
+        "logistic": lambda y, b: nn.functional.binary_cross_entropy_with_logits(y, b, reduction="none").sum(1),
+        "huber": lambda y, b: nn.functional.huber_loss(y, b, reduction="none").sum(1),
+        "mse": lambda y, b: nn.functional.mse_loss(y, b, reduction="none").mean(1),
+    }
+    options = {"steps": 2, "loss": functions[name], "batches": [torch.tensor([0, 3]), None]}
+    named = trained(mlp(2, 3), EXACT["sgd"], x, a, record_loss=name, **options)
+    by_autograd = trained(mlp(2, 3), EXACT["sgd"], x, a, record_loss=functions[name], **options)
+    assert named.gradient_defect < 1e-12
+    for A, B in zip(ClosedLoop(named).matrices(), ClosedLoop(by_autograd).matrices(), strict=True):
+        torch.testing.assert_close(A, B, rtol=1e-11, atol=1e-12)
+        assert not torch.equal(A, torch.eye(15, dtype=x.dtype))
+
+
+STILL = {  # adaptive rules with a denominator that does not move: ε ≫ the gradients
+    "adam": lambda m, lr: torch.optim.Adam(m.parameters(), lr=lr * 1e9, eps=1e9, weight_decay=0.1),
+    "adamw": lambda m, lr: torch.optim.AdamW(m.parameters(), lr=lr * 1e9, eps=1e9, weight_decay=1e-9),
+    "nadam": lambda m, lr: torch.optim.NAdam(m.parameters(), lr=lr * 1e9, eps=1e9, momentum_decay=0.5),
+    "adamax": lambda m, lr: torch.optim.Adamax(m.parameters(), lr=lr * 1e9, eps=1e9),
+    "rmsprop": lambda m, lr: torch.optim.RMSprop(m.parameters(), lr=lr * 1e9, eps=1e9, momentum=0.6),
+    "adagrad": lambda m, lr: torch.optim.Adagrad(m.parameters(), lr=lr * 1e9, eps=1e9, lr_decay=0.3),
+    "rlo-adam": lambda m, lr: RLO(m.parameters(), lr * 1e9, eta=1.0, memory="adam", direction="identity", eps=1e9),
+}
+
+
+@pytest.mark.parametrize("batches", [None, BATCHES], ids=["full", "mini-batch"])
+@pytest.mark.parametrize("name", STILL)
+def test_moments_and_their_corrections_are_exact_where_the_denominator_stands_still(name, batches):
+    x, a = data(6, 3, 2)
+    options = {"batches": batches, "schedule": SCHEDULE}
+    run = trained(linear(3, 2), STILL[name], x, a, **options)
+    other = trained(moved(linear(3, 2)), STILL[name], x, a, **options)
+    w, states = injections(run, other)
+    assert states.norm(dim=1).min() > 1e-3
+    assert w.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_buffer_emptied_on_the_way_carries_nothing(nesterov):
+    x, a = data(6, 3, 2)
+    runs = []
+    for model in (linear(3, 2), moved(linear(3, 2))):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.8, nesterov=nesterov)
+        with record(model, x, optimizer, targets=a) as run:
+            for t in range(6):
+                if t == 3:
+                    optimizer.state.clear()
+                optimizer.zero_grad()
+                half_squares(model(x), a).mean().backward()
+                optimizer.step()
+        runs.append(run)
+    assert injections(*runs)[0].abs().max() < 1e-12

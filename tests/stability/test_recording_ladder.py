@@ -23,11 +23,12 @@ def pair(model, make, *, n=5, d=2, p=2, k=3, **options):
     return trained(model, make, x, a, **options), trained(model, make, x2, a2, **options), z
 
 
-def test_the_ladder_is_that_of_a_twin_study():
-    model, (x, a), held_out = mlp(2, 2), data(5, 2, 2), torch.randn(3, 2, dtype=F64)
-    run, twin, z = pair(model, WOODBURY, steps=8)
+@pytest.mark.parametrize(("loss", "p", "sigma"), [("squared", 2, 1.0), ("mse", 1, 2.0)])
+def test_the_ladder_is_that_of_a_twin_study(loss, p, sigma):
+    model, (x, a), held_out = mlp(2, p), data(5, 2, p), torch.randn(3, 2, dtype=F64)
+    run, twin, z = pair(model, WOODBURY, p=p, steps=8, record_loss=loss, loss=lambda y, b: sigma * half_squares(y, b))
     found = certify(run, twin, held_out=held_out)
-    study = train_twins(model, x, a, [z], held_out=held_out, steps=8, lr=0.1, mass=0.1, null_twin=False)
+    study = train_twins(model, x, a, [z], held_out=held_out, steps=8, lr=0.1, mass=0.1, null_twin=False, loss=loss)
     expected = study.pairs[0]
     assert found.replaced == (3,)
     for name in ("T0", "T1", "T1c", "T2", "T3", "T4", "T5", "T5_others", "path_l2", "path_sup"):

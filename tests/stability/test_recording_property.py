@@ -1,5 +1,8 @@
 """measured ≤ T5 ≤ T4 for whatever was recorded: any optimizer, any step, any batches, any replacement."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, reject, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nt_kernel.errors import NumericalError
+from optim import Woodbury
 from stability import certify
 from tests.stability.recorded import F64, OPTIMIZERS, data, mlp, trained
 
@@ -91,6 +95,28 @@ draws = given(
 @settings(max_examples=60)
 def test_nothing_leaves_its_enclosure(seed, name, lr, steps, batched, activation, loss, thin):
     holds(drawn(seed, name, lr, steps, batched, activation, LOSSES[loss], thin))
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    name=st.sampled_from(["sgd", "woodbury", "woodbury-sum"]),
+    lr=st.sampled_from([1e-3, 0.1, 0.4]),
+    loss=st.sampled_from(["squared", "mse"]),
+)
+@settings(max_examples=12)
+def test_the_ladder_keeps_its_order(seed, name, lr, loss):
+    make = dict(OPTIMIZERS, **{"woodbury-sum": lambda m, lr: Woodbury(m, lr, mass=0.2, scale="sum", check_step=False)})[
+        name
+    ]
+    (x, a), model, sigma = data(3, 2, 2, seed), mlp(2, 2, 4, seed), {"squared": 1.0, "mse": 1.0}[loss]
+    x2, a2 = x.clone(), a.clone()
+    x2[1], a2[1] = x2[1] + 1, a2[1] - 1
+    options = {"lr": lr, "steps": 4, "record_loss": loss, "loss": lambda y, b: sigma * (y - b).square().sum(1) / 2}
+    found = certify(trained(model, make, x, a, **options), trained(model, make, x2, a2, **options))
+    values = [found[rung].value for rung in ("T0", "T1", "T1c", "T2", "T3")]
+    assert all(value > 0 for value in values)
+    assert all(high * SLACK >= low for high, low in pairwise(values))
+    assert values[-1] < math.inf
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ MAKERS = {
     "constants": lambda study: figures.constants_figure(study.summary),
     "ratios": lambda study: figures.ratios_figure(study.summary),
     "confinement": lambda study: figures.confinement_figure(study.summary, study.trajectories),
+    "waterfall": lambda study: figures.waterfall_figure(study.summary),
     "spectrum": lambda study: figures.spectrum_figure(study.spectra, study.summary),
 }
 PARTIAL = {
@@ -99,7 +100,7 @@ def test_like_is_compared_with_like():
 def test_the_lines_are_the_medians(study):
     ax = figures.bounds_figure(study.summary, draws=100).axes[0]  # mass 1, stacked
     drawn = drawn_lines(ax)
-    assert set(drawn) == {LINES[column].label for column in STACKED}
+    assert set(drawn) == {LINES[column].label for column in STACKED if column in study.summary}
     expected = study.summary[study.summary["mass"] == 1.0].groupby("n")["T4"].median()
     np.testing.assert_allclose(drawn["T4"].get_ydata(), expected)
 
@@ -225,13 +226,14 @@ def test_a_redraw_gives_the_same_bytes(tmp_path):
         environment = {"PYTHONHASHSEED": run, "OMP_NUM_THREADS": "1", "PATH": ""}
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment)
         digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())})
-    assert len(digests[0]) == 18
+    assert len(digests[0]) == 21
     assert digests[0] == digests[1]
 
 
 def test_figures_without_their_table_are_left_out(study):
     bare = type(study)(study.summary, study.trajectories.iloc[:0], study.spectra.iloc[:0], study.assumptions.iloc[:0])
-    assert [drawing.name for drawing in figures.drawings(bare)] == ["bounds", "constants", "ratios", "confinement"]
+    kept = ["bounds", "constants", "waterfall", "ratios", "confinement"]
+    assert [drawing.name for drawing in figures.drawings(bare)] == kept
     assert "equal training loss" not in next(d.caption for d in figures.drawings(bare) if d.name == "confinement")
     MAKERS["confinement"](bare)
 
