@@ -68,7 +68,7 @@ def run(engine: str, points: int, wait: float, folder: Path) -> dict:
     seen = {"memory": [], "killed": 0, "kill at": points // 4}
     watcher = threading.Thread(target=watch, args=(engine, out, seen, stop))
     watcher.start()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     try:
         frames = run_study(study, out, progress=False)
     finally:
@@ -83,6 +83,7 @@ def run(engine: str, points: int, wait: float, folder: Path) -> dict:
         "points": len(frames.summary) // 3,
         "killed": seen["killed"],
         "seconds": seconds,
+        "cpu": (time.process_time() - cpu) / points,
         "overhead": (seconds - ideal) * 2 / points,
         "memory": memory,
     }
@@ -92,21 +93,23 @@ def page(rows: list[dict], wait: float) -> str:
     lines = [
         "# Running many points",
         "",
-        f"`python -m benchmarks.studies_scale` on {platform.machine()}, {os.cpu_count()} cores, with other work beside it. "
+        f"`python -m benchmarks.studies_scale` on {platform.machine()}, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[1]:.0f}: where that is more than the cores, other work makes most of the wall times, and the CPU time is what counts. "
         f"Points that wait {wait:g} s; 2 workers; one of them killed by its process id in each run.",
         "Overhead of a point: wall time of the study beyond points × wait / workers, start of the workers and the killed "
         "one's lost point included, times workers over points. Memory: largest resident size of the driver in each "
         "quarter of the study.",
         "",
-        "| engine | points | worker killed | wall [s] | overhead a point [s] | of a 5 s point | memory by quarters [MiB] |",
-        "|---|---|---|---|---|---|---|",
+        "| engine | points | worker killed | wall [s] | overhead a point [s] | of a 5 s point | "
+        "driver's CPU a point [s] | memory by quarters [MiB] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         memory = " / ".join(f"{value:.0f}" for value in row["memory"])
         killed = "yes" if row["killed"] else "no"
         lines.append(
             f"| {row['engine']} | {row['points']} | {killed} | {row['seconds']:.0f} | {row['overhead']:.3f} | "
-            f"{100 * row['overhead'] / 5:.1f} % | {memory} |"
+            f"{100 * row['overhead'] / 5:.1f} % | {row['cpu']:.3f} | {memory} |"
         )
     return "\n".join(lines) + "\n"
 
