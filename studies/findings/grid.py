@@ -46,7 +46,43 @@ def medians(summary: pd.DataFrame, axes: list[str], columns: tuple[str, ...]) ->
 def loop_numbers(frames: Frames) -> list[tuple[str, pd.DataFrame]]:
     count = len(frames.summary)
     caption = f"Medians over seeds and twin pairs ({count} pairs in all); divergences are suprema over training."
-    return [(caption, medians(frames.summary, varied(frames), LOOP_COLUMNS))]
+    found = [(caption, medians(frames.summary, varied(frames), LOOP_COLUMNS))]
+    identity = on_average(frames.summary, varied(frames))
+    if len(identity):
+        found.append((IDENTITY, identity.map(str)))
+    return found
+
+
+IDENTITY = (
+    "The on-average identity, E[gap] = E[replace-one stability]: mean generalization gap, mean stability at the removed and "
+    "the new sample, and their difference paired within draws, each with its 95 % interval over the independent draws. "
+    "0 outside the interval of the difference would mean that something in the chain is wrong."
+)
+
+
+def on_average(summary: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
+    """``stability.on_average_gap`` at every combination of the axes' values: columns gap, stability, difference (intervals),
+    draws. Needs the losses of ``kind = "loops"`` and two seeds."""
+    import pandas as pd
+
+    from stability import on_average_gap
+
+    rows = []
+    groups = summary.groupby(axes) if axes else [((), summary)]
+    for values, group in groups:
+        group = group.sort_values(["seed", "replaced", "replacement"])
+        draws = [rows for _, rows in group.groupby("seed")]
+        if len(draws) < 2 or len({len(rows) for rows in draws}) > 1:
+            continue
+        losses = {name: np.stack([rows[name] for rows in draws]) for name in LOSSES}
+        means = [[rows[name].iloc[0] for rows in draws] for name in ("train_loss", "held_out_loss")]
+        found = on_average_gap(*losses.values(), *means)
+        intervals = {"gap": found.gap, "stability": found.stability, "difference": found.difference}
+        rows.append(dict(zip(axes, values, strict=True)) | intervals | {"draws": found.draws})
+    return pd.DataFrame(rows)
+
+
+LOSSES = ("removed_own", "removed_twin", "new_own", "new_twin")
 
 
 def loop_finding(frames: Frames) -> list[str]:
@@ -68,10 +104,23 @@ def loop_finding(frames: Frames) -> list[str]:
             f"median, and clearly below the theory-free path length in {below} of {len(finite)} pairs; elsewhere contraction "
             "explains nothing beyond the length of the path." + f" It is broken in {held} pairs." * bool(held)
         )
+    identity = on_average(summary, axes)
+    if len(identity):
+        agree = sum(row.difference.holds(0.0) for row in identity.itertuples())
+        said.append(
+            f"The generalization gap equals the average replace-one stability within the 95 % interval at {agree} of "
+            f"{len(identity)} places of the grid, as it must in expectation; e.g. "
+            + "; ".join(
+                f"{', '.join(f'{name} {written(getattr(row, name))}' for name in axes if name in row._fields)} gap {row.gap}, "
+                f"stability {row.stability}"
+                for row in list(identity.itertuples())[:2]
+            )
+            + "."
+        )
     rounding = int((summary["null_sup"] > 0.01 * sup).sum())
     if rounding:
         said.append(f"In {rounding} pairs rounding alone (the null twin) makes more than 1 % of the divergence.")
-    if summary["n"].nunique() >= LEAST_N and axes[0] == "n":
+    if summary["n"].nunique() >= LEAST_N and axes == ["n"]:
         for column in ("measured_others", "measured_heldout", "uniform_stability", "gap"):
             fit = fit_exponent(summary, column)
             if fit.fitted:

@@ -26,7 +26,9 @@ def fake(monkeypatch):
     def install(*kinds):
         names = ("positive rate", "full row rank", "no kernel drift")
         found = [verdict(name, kind) for name, kind in zip(names, kinds, strict=False)]
-        monkeypatch.setattr("studies.running.check.check_point", lambda *_, **__: AssumptionReport(tuple(found), {"n": 5}))
+        monkeypatch.setattr(
+            "studies.running.check.check_point", lambda *_, **__: AssumptionReport(tuple(found), {"n": 5})
+        )
 
     return install
 

@@ -117,5 +117,5 @@ def test_a_study_killed_at_random_moments_continues_and_ends_with_the_same_bits(
         process.stderr.close()
     before = len(list(out.glob("points/size*")))
     assert before >= 1
-    run_study(light(tmp_path), out, progress=False)
+    run_study(light(tmp_path, "wait=0.05"), out, progress=False)
     pd.testing.assert_frame_equal(numbers(out), expected, check_exact=True)
