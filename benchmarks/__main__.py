@@ -22,6 +22,8 @@ QUESTIONS = {
     "stacked": "benchmarks.stacked",
     "training": "benchmarks.training",
     "prediction": "benchmarks.prediction",
+    "coverage": "benchmarks.coverage",
+    "influence": "benchmarks.influence",
 }
 
 
@@ -110,7 +112,7 @@ def page(title: str, about: str, method: str, body: str, workloads: Sequence[str
 def machine(device: str) -> str:
     """The machine in one line.
 
-    >>> machine("cpu").endswith("threads, OMP_WAIT_POLICY=" + os.environ.get("OMP_WAIT_POLICY", "unset"))
+    >>> machine("cpu").endswith("OMP_WAIT_POLICY=" + os.environ.get("OMP_WAIT_POLICY", "unset"))
     True
     """
     import torch
@@ -121,12 +123,30 @@ def machine(device: str) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [
         f"commit {commit(Path(nt_kernel.__file__).parent) or 'unknown'}",
-        f"{platform.machine()}, {cores} cores",
+        f"{processor()}, {_several(cores, 'core')}",
         *([torch.cuda.get_device_name(device)] if device != "cpu" else []),
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        f"Python {platform.python_version()}, torch {torch.__version__}, {_several(torch.get_num_threads(), 'thread')}",
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}",
     ]
     return ", ".join(facts)
+
+
+def _several(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' * (n > 1)}"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, else its kind.
+
+    >>> processor() != ""
+    True
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ ABOUT = (
     "does XLA's compilation. neural-tangents runs in its own environment (JAX 0.4.30, jit, `x @ w`, NHWC), by its own watch, "
     "in turn with the others. `of GEMM rate`: the operations of the structured algorithm's Gram products (benchmarks/"
     "flops.py; the full matrix, no passes through the network) per second, over the rate of plain torch products "
-    "[np, o]·[o, np] in the same run; symmetry can take it above 1."
+    "[np, o]·[o, np] in the same run. Above 1 it goes by symmetry (half of the products) and, in float32, by the products of "
+    "oneDNN, which torch's own do not reach on some machines (nt_kernel/products/dense.py)."
 )
 RATIO = "× layer factors"
 CASES = [

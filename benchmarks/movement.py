@@ -22,7 +22,7 @@ BASE = "Woodbury"
 TITLE = "Inner iteration of a minimizing movement"
 ABOUT = (
     "One Gauss–Newton iteration of E = ½‖u − a‖², τ = 1 (Jacobian pass, joint system, move, forward pass) against one step of "
-    "Woodbury (zero_grad, forward, backward, step) at batch size B. ε = 0.5 makes the systems of both equally hard, "
+    "Woodbury (zero_grad, forward, backward, step) at batch size B. ε = 0.5 makes the systems of both about equally hard, "
     "I + (b/ε)K/N with b/ε = 4 against I + K/N; ε = 10⁻³ is where Levenberg–Marquardt works. CPU seconds. `error`: "
     "‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖, for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
 )

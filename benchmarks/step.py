@@ -30,6 +30,14 @@ TOLERANCE = {"float32": 1e-2, "float64": 1e-8}
 ADAM_EPS = 1e-8
 MEAN_JACOBIAN = "Woodbury, mean-jacobian"
 
+# The most a step should cost in steps of SGD.
+DEMANDED = {
+    ("W1, B = 128, float32", "Woodbury"): 5.0,
+    ("W2, B = 32, float32", "Woodbury"): 3.0,
+    ("W2, B = 128, float32", "Woodbury"): 6.0,
+    **{(f"{case}, float32", MEAN_JACOBIAN): 3.0 for case in ("W1, B = 32", "W1, B = 128", "W2, B = 32", "W2, B = 128")},
+}
+
 Vector = dict[str, Tensor]  # one tensor per parameter name
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -114,9 +122,26 @@ def entries(settings: Settings, cases: Sequence[tuple[str, int, str]] = CASES) -
     return rows
 
 
+def verdicts(rows: Sequence[Entry]) -> str:
+    """What was demanded beside what came out.
+
+    >>> print(verdicts([Entry("W2, B = 32, float32", "Woodbury", 0, 0.1, (6.0, 5.9, 6.1))]))
+    | case | | × SGD | demanded | |
+    |---|---|--:|--:|---|
+    | W2, B = 32, float32 | Woodbury | 6.00 | ≤ 3 | missed by 2.00× |
+    """
+    lines = ["| case | | × SGD | demanded | |", "|---|---|--:|--:|---|"]
+    for row in rows:
+        most = DEMANDED.get((row.case, row.name))
+        if most is not None and row.ratio:
+            verdict = "met" if row.ratio[0] <= most else f"missed by {row.ratio[0] / most:.2f}×"
+            lines.append(f"| {row.case} | {row.name} | {row.ratio[0]:.2f} | ≤ {most:g} | {verdict} |")
+    return "\n".join(lines)
+
+
 def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> Iterator[str]:
     """The body of the page after each case."""
     rows: list[Entry] = []
     for case in cases:
         rows += entries(settings, [case])
-        yield table(rows, RATIO)
+        yield f"{verdicts(rows)}\n\n{table(rows, RATIO)}"

@@ -162,6 +162,38 @@ def table(title: str, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def standing(results: Sequence[Result]) -> str:
+    """Where Woodbury, the better of its variants each time, wins and loses: against whoever is best of the others.
+
+    >>> steps = np.array([0, 10])
+    >>> curve = lambda loss, error: Curve(steps, steps / 1e3, np.array([1, loss]), np.array([1, loss]), error)
+    >>> runs = {BASE: curve(0.5, 0.2), "AdamW": curve(0.1, 0.3), "Woodbury": curve(0.2, 0.1)}
+    >>> print(standing([Result(name, 0.1, False, [one]) for name, one in runs.items()]))
+    Woodbury against the best of the others: training loss 0.2 : 0.1 (AdamW), **loses**;
+    validation loss 0.2 : 0.1 (AdamW), **loses**; test error 0.1 : 0.2 (SGD, momentum .9), wins;
+    steps to SGD's loss 10 : 10 (SGD, momentum .9), ties; seconds to SGD's loss 0.01 : 0.01 (SGD, momentum .9), ties.
+    """
+    timed = [result for result in results if result.curves]
+    base = next(result for result in timed if result.name == BASE)
+    goal = float(np.median([curve.loss[-1] for curve in base.curves]))
+    measures = {
+        "training loss": lambda result: np.median([c.loss[-1] for c in result.curves]),
+        "validation loss": lambda result: np.median([c.validation[-1] for c in result.curves]),
+        "test error": lambda result: np.median([c.error for c in result.curves]),
+        "steps to SGD's loss": lambda result: result.reach(goal)[0],
+        "seconds to SGD's loss": lambda result: result.reach(goal)[1],
+    }
+    found = []
+    for what, measure in measures.items():
+        values = {result.name: float(measure(result)) for result in timed}
+        values = {name: value if np.isfinite(value) else np.inf for name, value in values.items()}
+        ours = min((v for name, v in values.items() if name.startswith("Woodbury")), default=np.inf)
+        rival = min((name for name in values if not name.startswith("Woodbury")), key=values.__getitem__)
+        how = "ties" if ours == values[rival] else "wins" if ours < values[rival] else "**loses**"
+        found.append(f"{what} {ours:.3g} : {values[rival]:.3g} ({rival}), {how}")
+    return f"Woodbury against the best of the others: {'; '.join(found)}."
+
+
 def draw(found: Mapping[str, Sequence[Result]], path: Path) -> None:
     """Training loss against steps and against seconds, a row per task; lines are medians, bands the range over seeds."""
     import matplotlib as mpl
@@ -202,7 +234,8 @@ def report(settings: Settings, cases: Sequence[tuple[str, int, int]], stem: Path
     for name, seeds, steps in cases:
         task = TASKS[name]()
         found[name] = compete(task, CONTESTANTS, seeds, steps)
-        tables.append(table(f"{task.title}; {steps} steps of {task.batch}", found[name]))
+        results = found[name]
+        tables.append(f"{table(f'{task.title}; {steps} steps of {task.batch}', results)}\n\n{standing(results)}")
         picture = stem.with_suffix(".svg")
         draw(found, picture)
         yield f"![Training loss]({picture.name})\n\n" + "\n\n".join(tables)

@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "predict_twins": "stability.prediction.predict",
         "trained_divergence": "stability.prediction.trained",
         "uniform_estimate": "stability.prediction.uniform",
+        "uniform_per_sample": "stability.prediction.per_sample",
         # contraction metrics
         "ContractionMetric": "stability.contraction.result",
         "certified_metric": "stability.contraction.metric",
@@ -59,10 +60,13 @@ __getattr__, __dir__, __all__ = lazy_names(
         # what the field would use in their place
         "Effects": "stability.influence_functions",
         "bousquet_elisseeff": "stability.routes",
+        "convex_constants": "stability.convex_losses",
         "influence": "stability.influence_functions",
+        "metric_change": "stability.moving_metric",
         "on_average_gap": "stability.on_average",
         "parameter_constants": "stability.risk_constants",
         "parameter_routes": "stability.routes",
+        "replace_one_losses": "stability.on_average",
         "tracin": "stability.tracing",
         "tracin_path": "stability.tracing",
         # action

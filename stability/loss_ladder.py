@@ -25,6 +25,8 @@ from stability.loss_step import weighed
 RUNGS = ("T2H", "T3H", "T3H_drift")
 # What the summary of a pair has under every loss, and means nothing where ∇²ℓ is not σI.
 QUADRATIC_ONLY = ("T0", "T1", "T1c", "T2", "T3", "vacuity_floor", "trivial_sup")
+# NaN in a pair's summary where "not_applicable" says why.
+NOT_APPLICABLE = (*QUADRATIC_ONLY, *RUNGS, "rate_H", "gain_H")
 NOT_QUADRATIC = "T0 to T3: they need ½‖y − a‖² (or a multiple), the curvature of {} changes with y"
 
 

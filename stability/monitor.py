@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from stability.bounds import gronwall_step
-from stability.closed_loop import ClosedLoop
 from stability.constants import (
     column_norm,
     disturbance,
@@ -19,6 +18,7 @@ from stability.constants import (
 )
 from stability.enclosures import ellipsoid_norm, ellipsoid_radii, ellipsoid_step, scalar_step
 from stability.loss_ladder import LossLadder
+from stability.step_matrix import StepMatrix
 from stability.system import Snapshot, TwinSystem
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -61,7 +61,7 @@ class Monitor:
             S = system.loss.secant(snapshot.outputs[:1], snapshot.outputs[1:], system.S_targets)
             self.ladder.record(snapshot.H, snapshot.H_error, S, e.flatten(1), d, drift)
         self._record_enclosures(e.flatten(1))
-        loop = ClosedLoop(snapshot.H, self.dt, eigenvalues, sigma=system.sigma, root=snapshot.root)
+        loop = StepMatrix(snapshot.H, self.dt, sigma=system.sigma, root=snapshot.root, eigenvalues=eigenvalues)
         self._record_run(snapshot, eigenvalues, loop.rate, xi)
         self._last |= {"e": e.flatten(1), "loop": loop, "xi": xi, "d": d.norm(dim=-1)}
         if self.observer is not None:

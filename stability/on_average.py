@@ -50,7 +50,10 @@ class OnAverage:
     draws: int
     twins: int
     kind: str = "identity in expectation, estimated"
-    cost: str = "one run and its twins per draw of S"
+    assumptions: str = (
+        "S and z' exchangeable, k drawn without looking, draws of S independent; nothing of loss or metric"
+    )
+    cost: str = "one run and its twins, trained or predicted, per draw of S"
 
     @property
     def agree(self) -> bool:
@@ -117,7 +120,7 @@ def replace_one_losses(
     Raises ValueError for an unknown loss and for shapes that do not fit.
 
     >>> z = Replacement(0, torch.zeros(1), torch.tensor([2.0]))
-    >>> outputs = [torch.full(shape, 1.0) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))]
+    >>> outputs = [torch.ones(shape) for shape in ((1, 1), (1, 1), (1, 1, 1), (1, 1))]
     >>> found = replace_one_losses(*outputs, torch.zeros(1, 1), [z])
     >>> {name: float(value[0]) for name, value in found.items()}
     {'own_removed': 0.5, 'twin_removed': 0.5, 'own_new': 0.5, 'twin_new': 0.5}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
+from nt_kernel.errors import NumericalError
 from nt_kernel.metric.output_factor import name_of, psd_factor
 from stability.losses import Loss
 
@@ -52,7 +53,11 @@ def own_loss(function: Callable[[Tensor, Tensor], Tensor], *, nodes: int = NODES
         return by_sample(hessian(one), y, a)
 
     def factor(y: Tensor, a: Tensor) -> Tensor:
-        return psd_factor(whole_hessian(y, a), y)
+        try:
+            return psd_factor(whole_hessian(y, a), y)
+        except NumericalError as error:
+            what = str(error).replace("output metric of", "∇²ℓ of")
+            raise NumericalError(f"the loss {name_of(function)!r} is not convex here: {what}") from error
 
     def curve(y: Tensor, a: Tensor, v: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(y.shape, v.shape)

@@ -88,7 +88,7 @@ class RiskHessian:
 
         self._gradient = grad(risk)
         self.device = x.device
-        self.roots = _mass_roots(model, x[:1], mass, self.params)
+        self.roots = mass_roots(model, x[:1], mass, self.params)
         self._decay = weight_decay / self.roots.square()
         self.shape = (len(self.roots), len(self.roots))
 
@@ -223,7 +223,7 @@ def is_affine(model: nn.Module, x: Tensor, *, seed: int = 0) -> bool:
     return True
 
 
-def _mass_roots(model: nn.Module, x: Tensor, mass: Mass, params: Mapping[str, Tensor]) -> Tensor:
+def mass_roots(model: nn.Module, x: Tensor, mass: Mass, params: Mapping[str, Tensor]) -> Tensor:
     """√D as one vector [m]."""
     _, factors = layer_factors(model, x.to(next(iter(model.parameters())).dtype))
     masses = model_mass(factors, mass)

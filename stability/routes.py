@@ -29,7 +29,7 @@ from stability.assumptions import Assumption
 from stability.risk_constants import ParameterConstants
 
 ROUNDING = 1e-9  # relative to ‖∇²‖: curvature above −ROUNDING·‖∇²‖ counts as not negative
-CONSTANT, ON_POINTS = "the Hessian is constant", "seen on points of the runs, asked for on the segments between them"
+CONSTANT, ON_POINTS = "holds for all θ", "seen on points of the runs, asked for on the segments between them"
 FULL = "two runs, the Hessian's extreme eigenvalues along them"
 
 

@@ -20,7 +20,7 @@ from nt_kernel.spectra.spectrum import largest_block_eigenvalues, rounding_radiu
 from optim.direction import inner_systems, woodbury_direction
 from optim.step_limit import checked_rate
 from stability.loss_step import rate_bound, rate_name, weighed_kernel
-from stability.losses import Loss
+from stability.losses import Loss, resolve_loss
 from stability.replacement import Replacement, rows_on_S, stack_twins
 
 
@@ -57,7 +57,7 @@ class TwinSystem:
         targets: Tensor,
         replacements: Sequence[Replacement],
         *,
-        loss: Loss,
+        loss: "Loss | str" = "squared",
         held_out: Tensor | None,
         mass: Mass,
         output_metric,
@@ -65,7 +65,7 @@ class TwinSystem:
         blocks: str,
         null_twin: bool,
     ):
-        self.model, self.blocks, self.loss = model, blocks, loss
+        self.model, self.blocks, self.loss = model, blocks, resolve_loss(loss)
         self.n, self.R, self.p = len(x), len(replacements), targets.shape[1]
         self.V, self.has_null = 1 + self.R, null_twin
         self.trained = self.V + null_twin
@@ -102,8 +102,8 @@ class TwinSystem:
             )
         self.mass = model_mass(factors, mass)
         self.block_count = len(resolve_blocks(factors, blocks))
-        self.sigma = loss.sigma(self.p)  # None: the curvature of the loss is not constant
-        loss.value(y[0], self.targets[0])  # one of the user's own says here what is wrong with its shape
+        self.sigma = self.loss.sigma(self.p)  # None: the curvature of the loss is not constant
+        self.loss.value(y[0], self.targets[0])  # one of the user's own says here what is wrong with its shape
 
     def snapshot(self, lr: float | None, where: str = "") -> Snapshot:
         """Everything the bounds need at the present parameters.

@@ -70,7 +70,7 @@ def train_twins(
 ) -> TwinResult:
     """Train on S and on every S^(k→z') from one shared initialisation; measure and bound the divergence.
 
-    Full-batch Riemannian descent θ ← θ − lr·G⁻¹∇h on h = (1/n)Σ ½‖y_i − a_i‖², each run with its own metric built on
+    Full-batch Riemannian descent θ ← θ − lr·G⁻¹∇h on h = (1/n)Σ ℓ(y_i, a_i), each run with its own metric built on
     its own data. Divergence e = y' − y is read on the inputs of S (and on ``held_out``), in units of the outputs.
     Theory: Pehle & Slotine, arXiv 2603.03610, theorem 3, and the ladder of ``stability.bounds`` and
     ``stability.enclosures``.
@@ -79,9 +79,12 @@ def train_twins(
     ----------
     model: its parameters are the shared initialisation; it is not changed. In eval mode if it has dropout or BatchNorm.
     x [n, d, …], targets [n, p], replacements, held_out [Q, d, …]: in the model's dtype and device.
-    lr: step size, or "auto" (1/N; scale "mean", M = I). With ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and
-        read every lr units of time.
+    lr: step size, or "auto" (half the limit that N blocks and the curvature of the loss guarantee; scale "mean"). With
+        ``dynamics="flow"`` the ODE θ̇ = −G⁻¹∇h is integrated instead and read every lr units of time.
     mass, output_metric, scale, blocks: the metric (``nt_kernel.generalized_ntk``); scale "none" is gradient descent.
+    loss: "squared" (½‖y − a‖², the loss of the theorem), "mse" (σ = 2/p), "cross_entropy" (targets [n, p] or class indices
+        [n]), "logistic", "huber", or a convex function (:func:`stability.resolve_loss`). Where ∇²ℓ is not σI, T0 to T3 are
+        NaN, "T2H", "T3H", "T3H_drift" stand in their place (``stability.loss_ladder``), and "not_applicable" says why.
     null_twin: also train S from θ₀ moved by one ulp, to see what rounding does.
     observer: called as ``observer(system, snapshot, eigenvalues of H)`` at every instant, in order; it only looks.
 

@@ -1,6 +1,7 @@
 """The command ``stability``. Imports what a command needs when it runs: ``stability --help`` loads no torch.
 
-Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted.
+Exit status: 0 done; 1 a point that failed, a lost worker or a full disk; 2 input that cannot be used; 130 interrupted;
+`check` has statuses of its own (``studies.running.check``).
 Every failure is one line on stderr.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nt_kernel.errors import NumericalError
+from studies.running.check import add_options
 from studies.running.engines import PointsFailed, WorkerLost
 
 
@@ -29,9 +31,17 @@ def parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="a study as it would be run")
     show.set_defaults(action=show_study)
+    plan = commands.add_parser("plan", help="how long a study would take, and how much memory, before it is run")
+    plan.set_defaults(action=plan_study)
     run = commands.add_parser("run", help="train a study, or continue it, and draw its report")
     run.set_defaults(action=run_study)
-    for command in (show, run):
+    check = commands.add_parser(
+        "check", help="the assumptions of the theorem at every point: 0 hold, 1 violated, 3 undecided"
+    )
+    add_options(check)
+    predict = commands.add_parser("predict", help="rank the training samples by what replacing them does, from one run")
+    predict.set_defaults(action=predict_study)
+    for command in (show, plan, run, check, predict):
         command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
         command.add_argument(
             "overrides",
@@ -42,10 +52,25 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--quick", action="store_true", help="the reduced grid of the study: within a minute")
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY)")
+    predict.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY-predicted)")
+    predict.add_argument("--alpha", type=float, default=0.1, help="1 − coverage of the upper limits (default 0.1)")
+    predict.add_argument("--each", type=int, default=3, help="replacements tried per sample (default 3)")
+
+    resume = commands.add_parser("resume", help="continue the study that a results folder holds")
+    resume.add_argument("out", type=Path, metavar="DIR", help="a results folder")
+    resume.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="keys that change no number: workers, engine, …"
+    )
+    resume.set_defaults(action=resume_study)
 
     report = commands.add_parser("report", help="draw figures and report of a results folder again, without training")
     report.add_argument("out", type=Path, metavar="DIR", help="a results folder")
     report.set_defaults(action=draw_report)
+
+    compare = commands.add_parser("compare", help="what differs between two results folders, config and numbers")
+    for side in ("left", "right"):
+        compare.add_argument(side, type=Path, metavar="DIR", help="a results folder")
+    compare.set_defaults(action=compare_folders)
     return top
 
 
@@ -53,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     >>> main(["list"])
-    digits          Twin networks on handwritten digits
-    digits-large    Twin networks on handwritten digits, up to 256 images
+    cifar10         Twins on CIFAR-10 (twins)
+    ...
+    digits          Twin networks on handwritten digits (twins)
+    ...
     0
     """
     command_parser = parser()
@@ -66,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *left_over]
     _extend_path()
     try:
-        arguments.action(arguments)
+        status = arguments.action(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         return _fail(130, f"stability: {str(interrupt) or 'interrupted'}")
@@ -78,14 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
-    return 0
+    return status or 0
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
     from studies.definition.config import Study, shipped_studies
 
     for name in sorted(shipped_studies()):
-        print(f"{name:<15} {Study.from_toml(name).title}")
+        study = Study.from_toml(name)
+        print(f"{name:<15} {study.title} ({study.kind})")
 
 
 def show_study(arguments: argparse.Namespace) -> None:
@@ -108,6 +136,55 @@ def run_study(arguments: argparse.Namespace) -> None:
 
     runner.run_study(study, out, command=["stability", *sys.argv[1:]])
     _write_report(out)
+
+
+def plan_study(arguments: argparse.Namespace) -> None:
+    from studies.definition.config import Study
+    from studies.running.plan import plan, plan_text
+
+    study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
+    print(plan_text(study, plan(study)))
+
+
+def resume_study(arguments: argparse.Namespace) -> None:
+    from studies.definition.config import Study
+    from studies.results import store
+    from studies.running import runner
+
+    out = arguments.out
+    store.read_study(out)  # says what is wrong with the folder
+    study = Study.from_toml(out / "config.toml", arguments.overrides)
+    runner.run_study(study, out, command=["stability", *sys.argv[1:]])
+    _write_report(out)
+
+
+def compare_folders(arguments: argparse.Namespace) -> None:
+    from studies.results.compare import compare_results
+    from studies.results.whole import usable
+
+    with usable(arguments.left), usable(arguments.right):
+        found = compare_results(arguments.left, arguments.right)
+    if found.config.empty:
+        print("the configs are the same")
+    else:
+        print(found.config.to_string(index=False))
+    print(
+        f"\n{found.common} rows in both, {found.only_left} only in {arguments.left}, {found.only_right} only in "
+        f"{arguments.right}; medians over the common rows:"
+    )
+    print(found.numbers.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    if found.equal:
+        print("every number is the same, bit for bit")
+
+
+def predict_study(arguments: argparse.Namespace) -> None:
+    from studies.sensitivity import predict
+
+    name = Path(arguments.study).stem + ("-quick" if arguments.quick else "") + "-predicted"
+    out = arguments.out or Path("results") / name
+    options = {"quick": arguments.quick, "alpha": arguments.alpha, "each": arguments.each}
+    predict.predict_study(arguments.study, out, arguments.overrides, command=["stability", *sys.argv[1:]], **options)
+    print(f"report: {out / 'report.html'}")
 
 
 def draw_report(arguments: argparse.Namespace) -> None:

@@ -16,11 +16,13 @@ ROOMS = {
         "definition",
         "results",
         "data",
+        "experiments",
         "findings",
         "figures",
         "report",
         "kinds",
         "running",
+        "sensitivity",
         "cli",
     ],
 }

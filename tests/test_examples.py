@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import enclosure_cost, gene_regulation
+from examples import contraction, enclosure_cost, gene_regulation, on_average, optimal_masses, routes
 from nt_kernel import layer_factors
 from optim.module_step import metric_factors
 
@@ -70,3 +70,66 @@ def test_enclosure_cost_compares_like_with_like():
         found = enclosure_cost.cost(name, samples=3, steps=3)
         assert found["gap"] < 1e-8
         assert found["matrices"] > 0 < found["products"]
+
+
+def drawn(folder: Path, name: str) -> bool:
+    return all((folder / f"{name}.{kind}").stat().st_size > 1000 for kind in ("png", "svg", "pdf"))
+
+
+def test_on_average(tmp_path, capsys):
+    found = on_average.main(tmp_path, quick=True)
+    assert drawn(tmp_path, "on-average")
+    for n, rows in found.items():
+        assert f"n = {n}: gap" in capsys.readouterr().out or n != min(found)
+        trained, predicted = rows["trained"], rows["predicted"]
+        assert trained.draws == 3
+        assert trained.gap == predicted.gap
+        assert predicted.stability.value == pytest.approx(trained.stability.value, rel=1e-2)
+        assert rows["predicted, kernel path"].stability.value == pytest.approx(trained.stability.value, rel=0.2)
+
+
+def test_contraction(tmp_path, capsys):
+    quadratics, (run,) = contraction.main(tmp_path, quick=True)
+    assert drawn(tmp_path, "contraction")
+    for q in quadratics.values():
+        assert q.norm > 1
+        assert q.euclidean.max() > 1.3 * q.euclidean[0]  # no contraction in the Euclidean norm
+        assert (q.weighted.diff() < 0).all()
+        assert q.rate <= q.fastest.rate <= q.rate + 2e-3
+        assert q.metric.gain <= q.fastest.gain * 1.01
+    assert run.varying.feasible
+    assert (run.measured <= run.enclosure * (1 + 1e-9)).all()
+    assert (run.measured <= run.euclidean * (1 + 1e-9)).all()
+    for found in (run.shared, run.constant):
+        assert found.feasible or found.reason in capsys.readouterr().out or "no contraction metric" in str(found)
+
+
+def test_optimal_masses(tmp_path, capsys):
+    frame = optimal_masses.main(tmp_path, quick=True)
+    assert drawn(tmp_path, "optimal-masses")
+    assert (frame["improvement"] > 1).all()
+    assert (frame.query("scale == 'none'").eval("T1_best < T1_equal")).all()
+    assert "h/ξ of the recorded run falls" in capsys.readouterr().out
+
+
+def test_routes(tmp_path, capsys):
+    found = routes.main(tmp_path, quick=True)
+    assert drawn(tmp_path, "routes")
+    ridge, fits = found["ridge"]
+    for route in ("convex", "kozachkov", "strongly_convex", "smooth"):
+        assert (ridge["measured"] <= ridge[route]).all()
+    assert fits["measured"].slope < -0.5
+    assert found["strong"][0]["kozachkov"].notna().all()
+    for key in ("kozachkov", "convex"):
+        assert key not in found["useful"][1]
+    assert (found["woodbury"][0].eval("T0 >= T1 and T1 >= T2 and T2 >= T3 and T5 >= measured")).all()
+    assert "not applicable: one constant metric" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["contraction", "on_average", "optimal_masses", "routes"])
+def test_studies_say_how_they_are_called(name):
+    module = sys.modules[f"examples.{name}"]
+    folder, quick = module.options(module.__doc__, name.replace("_", "-"), ["somewhere", "--quick"])
+    assert (folder, quick) == (Path("somewhere"), True)
+    assert module.options("", "x", [])[0] == Path("results/x")
+    assert f"python -m examples.{name} [FOLDER] [--quick]" in module.__doc__

@@ -69,8 +69,8 @@ class Plan:
     output: Callable | None = None
     calls: tuple[tuple, ...] = ()  # what the forward pass did when the plan was made (``Watch.path``)
     final: int | None = None  # the call whose untouched result the model returned
-    chain: bool = False  # a perceptron, when the plan was made (``nt_kernel.capture.chain``)
     volatile: bool = False  # the forward selects or sorts by its data: where the samples are is checked on every use
+    chain: bool = False  # a perceptron, when the plan was made (``nt_kernel.capture.chain``)
 
 
 class StalePlan(ValueError):

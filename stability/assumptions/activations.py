@@ -17,25 +17,32 @@ _KINKED = (
 )  # fmt: skip
 _AFFINE = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Sequential, nn.ModuleList)
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Operations of torch (names without overload) that have a kink or a jump somewhere.
-_KINKED_OPERATIONS = frozenset(
-    "relu relu_ leaky_relu leaky_relu_ prelu _prelu_kernel rrelu_with_noise threshold threshold_ hardtanh hardtanh_ hardsigmoid "
-    "hardswish hardshrink softshrink abs abs_ sign sgn sign_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ maximum "
-    "minimum max min amax amin max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
-    "adaptive_max_pool2d round floor ceil trunc frac fmod remainder argmax argmin topk sort heaviside".split()
-)
+_KINKED_OPERATIONS = _names("""
+    relu relu_ leaky_relu leaky_relu_ prelu _prelu_kernel rrelu_with_noise threshold threshold_ hardtanh hardtanh_
+    hardsigmoid hardswish hardshrink softshrink abs abs_ sign sgn sign_ clamp clamp_ clamp_min clamp_min_ clamp_max
+    clamp_max_ maximum minimum max min amax amin max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool2d round floor ceil trunc frac fmod remainder argmax argmin topk sort
+    heaviside
+""")
 # Those that are C¹ wherever they are finite, linear algebra and rearrangement included.
-_SMOOTH_OPERATIONS = frozenset(
-    "mm addmm bmm baddbmm mv addmv matmul linear dot add add_ sub sub_ rsub mul mul_ div div_ neg neg_ pow tanh tanh_ sigmoid sigmoid_ "
-    "gelu gelu_ silu silu_ softplus mish mish_ log_sigmoid_forward exp exp_ expm1 log log1p sin cos tan atan sinh cosh erf square sqrt "
-    "rsqrt reciprocal _softmax _log_softmax softmax log_softmax logsumexp sum mean t transpose permute view _unsafe_view reshape "
-    "expand unsqueeze unsqueeze_ squeeze squeeze_ select slice cat stack split split_with_sizes chunk unbind clone detach alias "
-    "_to_copy convolution native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-    "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d embedding as_strided contiguous var var_mean std zeros ones "
-    "zeros_like ones_like empty full scalar_tensor lift_fresh copy_ constant_pad_nd index_select gather "
-    "cumsum addcmul addcdiv lerp outer diagonal tril triu einsum squeeze_copy roll flip _reshape_alias unfold im2col "
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention".split()
-)
+_SMOOTH_OPERATIONS = _names("""
+    mm addmm bmm baddbmm mv addmv matmul linear dot add add_ sub sub_ rsub mul mul_ div div_ neg neg_ pow tanh tanh_
+    sigmoid sigmoid_ gelu gelu_ silu silu_ softplus mish mish_ log_sigmoid_forward exp exp_ expm1 log log1p sin cos tan
+    atan sinh cosh erf square sqrt rsqrt reciprocal _softmax _log_softmax softmax log_softmax logsumexp sum mean t
+    transpose permute view _unsafe_view reshape expand unsqueeze unsqueeze_ squeeze squeeze_ select slice cat stack split
+    split_with_sizes chunk unbind clone detach alias _to_copy convolution native_layer_norm native_group_norm
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training avg_pool1d avg_pool2d avg_pool3d
+    _adaptive_avg_pool2d embedding as_strided contiguous var var_mean std zeros ones zeros_like ones_like empty full
+    scalar_tensor lift_fresh copy_ constant_pad_nd index_select gather cumsum addcmul addcdiv lerp outer diagonal tril
+    triu einsum squeeze_copy roll flip _reshape_alias unfold im2col _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_efficient_attention
+""")
 
 
 def smooth_activations(model: nn.Module, x: Tensor | None = None) -> Assumption:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,8 @@ def check_assumptions(
         mass 1, identity, "mean", "layer"), a ``Woodbury``, or a ``torch.optim.SGD`` (scale "none").
     replacements: the twins, as for :func:`stability.train_twins`. Without them the last sample leaves S, and takes the
         place of sample 0 in the one twin.
-    loss: "squared" (½‖y − a‖²), "cross_entropy", "logistic", "huber", or a function (y [1, p], a [1, p]) → ℓ. Twins are trained
-        under multiples of the squared loss only; under another the verdicts that need a run are *undecided*.
+    loss: "squared" (½‖y − a‖²), "cross_entropy", "logistic", "huber", or a function (y [1, p], a [1, p]) → ℓ. Twins are
+        trained under multiples of the squared loss only; under another the verdicts that need a run are *undecided*.
     limits: {assumption: limit} in place of those of the catalogue, e.g. {"no_kernel_drift": 0.5}; skip: assumptions left out.
     flow: what gradient flow is compared by, "halving" (the run of half the step) or "ode" (float64, slower, the flow itself).
 
@@ -77,7 +77,8 @@ def check_assumptions(
         raise ValueError(unknown_name("flow", flow, FLOWS))
     check_lr(moves.lr)
     run = _Check(deepcopy(model), x, targets, twins, moves, steps, loss, bounds, frozenset(skip), flow)
-    found = run.verdicts()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if x.is_cuda else []):  # a dropout draws
+        found = run.verdicts()
     order = list(CATALOGUE)
     found = sorted(
         (v for v in found if KEY_OF[v.assumption] not in skip), key=lambda v: order.index(KEY_OF[v.assumption])
@@ -179,7 +180,7 @@ class _Check:
             positive_rate(xi, structural, limits["positive_rate"], **places["xi"]),
             bounded("bounded_jacobian", watch.kappa, limits["bounded_jacobian"], places["kappa"] | layer),
             bounded("bounded_gradients", [sigma * L for L in watch.L], limits["bounded_gradients"], places["L"]),
-            step_limit(self.lr, float(rate.max()), limits["step_limit"], step=int(rate.argmax())),
+            self._step(rate, run["lambda_max"]),
         ]
         if structural:
             found += self._open(found, f"λ_min(H) is 0 in any dtype: {structural}", only=["float_sufficiency"])
@@ -195,6 +196,11 @@ class _Check:
             found.append(one_metric(pair["metric_gap"], k, gap, step=0))
             found.append(resolved_by_floats(null, measured, k, limits["resolved_by_floats"], step=peak["measured_sup"]))
         return found
+
+    def _step(self, bounds, known) -> Assumption:
+        limit, at = self.limits["step_limit"], int(bounds.argmax())
+        found = step_limit(self.lr, float(bounds.max()), limit, float(known.max()), step=at)
+        return found if found.verdict != "violated" else replace(found, step=int(known.argmax()))
 
     def _at_points(self, found: list[Assumption], points: dict) -> None:
         structural = why_singular(self.model, self.x, self.targets.shape[1])

@@ -72,7 +72,7 @@ def samples(n: int = 4) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(n, size, generator=draw, dtype=F64) for size in (3, 1))
 
 
-def _axes(n: int, dtype=F64) -> tuple[Tensor, Tensor, list[Replacement]]:
+def axes(n: int, dtype=F64) -> tuple[Tensor, Tensor, list[Replacement]]:
     """Unit inputs with target 1; the twin has (2e_0, −1) in the place of sample 0."""
     x = torch.eye(n, dtype=dtype)
     return x, torch.ones(n, 1, dtype=dtype), [Replacement(0, 2 * x[0], -torch.ones(1, dtype=dtype))]
@@ -80,7 +80,7 @@ def _axes(n: int, dtype=F64) -> tuple[Tensor, Tensor, list[Replacement]]:
 
 def _close_inputs(distance: float, dtype=F64, **options):
     """A linear model, two inputs that far apart: λ_min(JJᵀ) is about half the distance squared."""
-    x, targets, twins = _axes(3, dtype)
+    x, targets, twins = axes(3, dtype)
     x[2] = x[1]
     x[2, 2] = distance
     steps = {"lr": 0.1, "scale": "none"}
@@ -95,14 +95,14 @@ def _deep_linear(target: float):
             layer.weight.fill_(0.5)
     x, a = torch.ones(1, 1, dtype=F64), torch.full((1, 1), target, dtype=F64)
     twins = [Replacement(0, x[0], a[0] / 2)]
-    return (model, (x, a), {"lr": 0.03, "scale": "none"}), {"replacements": twins, "steps": 150}
+    return (model, (x, a), {"lr": 0.1, "scale": "none"}), {"replacements": twins, "steps": 50}
 
 
 def _pulled_away(stretch: float):
     """The twin fits x_k/stretch to the opposite target: its residual at the x_k it lost goes to 1 + stretch times |a_k|."""
-    x, a, _ = _axes(2)
+    x, a, _ = axes(2)
     twins = [Replacement(0, x[0] / stretch, -a[0])]
-    return (linear(2), (x, a), {"lr": 1.9, "scale": "none"}), {"replacements": twins, "steps": 100}
+    return (linear(2), (x, a), {"lr": 1.9, "scale": "none"}), {"replacements": twins, "steps": 60}
 
 
 def _metric(weight: float):
@@ -120,7 +120,7 @@ def _metric(weight: float):
 
 def _bent(bend: float):
     """y = tanh(εwᵀx)/ε: linear in w but for ε²."""
-    x, a, twins = _axes(3)
+    x, a, twins = axes(3)
     return (nn.Sequential(linear(3), Bend(bend)), (x, a), {"lr": 0.1, "scale": "none"}), {
         "replacements": twins,
         "steps": 10,
@@ -133,19 +133,19 @@ def _mass(mass: float):
 
 def _step(lr: float):
     """H = I/3: 2/λ_max = 6 (S), 2/λ_max = 1.5 for the twin with 2e_0."""
-    x, a, twins = _axes(3)
+    x, a, twins = axes(3)
     return (linear(3), (x, a), {"lr": lr, "scale": "none"}), {"replacements": twins, "steps": 3}
 
 
 def _flow(lr: float):
     """ẏ = −y/3: an Euler step leaves out up to lr/(6e) of the way."""
-    x, a, twins = _axes(3)
+    x, a, twins = axes(3)
     return (linear(3), (x, a), {"lr": lr, "scale": "none"}), {"replacements": twins, "steps": 40}
 
 
 def _quartic(share: float):
     """ℓ = ½r² + share·r⁴."""
-    x, a, twins = _axes(3)
+    x, a, twins = axes(3)
     loss = lambda y, b: (0.5 * (y - b).square() + share * (y - b) ** 4).sum()  # noqa: E731
     return (linear(3), (x, a), {"lr": 0.1, "scale": "none"}), {"replacements": twins, "steps": 2, "loss": loss}
 
@@ -180,7 +180,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("gradient_flow", "lr", 0.16, 0.12, _flow),
     Control("squared_loss", "share of r⁴", 1e-7, 1e-9, _quartic),
     Control("smooth_activations", "activation", "ReLU", "Softplus(beta=50)", _activation),
-    Control("determinism", "dropout in train mode", 0.1, 0.0, _dropout),
+    Control("determinism", "dropout in train mode", 0.5, 0.0, _dropout),
     Control("resolved_by_floats", "a' − a_k", 1e-13, 1e-11, _replaced_by),
     Control("float_sufficiency", "two inputs apart, in float32", 0.007, 0.01, lambda d: _close_inputs(d, torch.float32)),
 )  # fmt: skip

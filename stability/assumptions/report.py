@@ -32,7 +32,7 @@ class AssumptionReport:
     >>> report.raise_if_violated(allow=["no_kernel_drift"])["positive_rate"].verdict
     'holds'
     >>> print(report)
-    2 assumptions: 1 holds, 1 violated
+    2 assumptions: 1 hold, 1 violated
     assumption       verdict   value  threshold  margin  where             equations
     positive rate    holds     0.1    0          0.1     step 3            P5, P14
     no kernel drift  violated  0.5    1e-06      -0.5    twin of sample 0  P8
@@ -112,9 +112,12 @@ class AssumptionReport:
 
     def __str__(self) -> str:
         counts = {verdict: sum(v.verdict == verdict for v in self.verdicts) for verdict in reversed(VERDICTS)}
-        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        said = ", ".join(
+            f"{count} {'hold' if verdict == 'holds' else verdict}" for verdict, count in counts.items() if count
+        )
         about = "; ".join(f"{name} {_number(value)}" for name, value in self.context.items())
-        head = f"{len(self.verdicts)} assumptions: {said}" + (f" ({about})" if about else "")
+        several = f", {len(self)} verdicts" if len(self) > len(self.keys) else ""
+        head = f"{len(self.keys)} assumptions{several}: {said}" + (f" ({about})" if about else "")
         rows = [_COLUMNS, *(_row(v) for v in self.verdicts)]
         widths = [max(len(row[j]) for row in rows) for j in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -126,9 +129,8 @@ class AssumptionReport:
 def in_words(found: Assumption) -> str:
     """One verdict as a sentence with everything in it: quantity, value, threshold, margin, reason, place, equations.
 
-    >>> from stability.assumptions.verdicts import step_limit
-    >>> in_words(step_limit(0.5, 6.0, layer="2", step=7))  # doctest: +ELLIPSIS
-    "step below its limit (Euler step of P4) is violated: bound on lr·λ_max(H), both twins = 3, threshold 2, margin -1 (2/λ_max is 0.3333), at layer '2', step 7"
+    >>> in_words(Assumption("one metric", "gap", 0.5, 0.1, -0.4, "violated", "G ≠ G'", "P8", step=0))
+    "one metric (P8) is violated: gap = 0.5, threshold 0.1, margin -0.4 (G ≠ G'), at step 0"
     """
     place = f", at {found.place}" if found.place else ""
     equation = "" if found.equation == "–" else f" ({found.equation})"

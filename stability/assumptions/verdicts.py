@@ -71,11 +71,21 @@ def one_metric(gap: float, replaced: int, limit: float = NEGLIGIBLE, **place) ->
     return verdict_on("one_metric", gap, limit, verdict, reason, replaced=replaced, **place)
 
 
-def step_limit(lr: float, rate: float, limit: float = 2.0, **place) -> Assumption:
-    """lr·λ_max < 2 for every twin with its own H; ``rate`` is a bound on λ_max, or λ_max itself."""
-    value = lr * rate
-    reason = f"2/λ_max is at least {2 / rate:.4g}" if value < 2 else f"2/λ_max is {2 / rate:.4g}"
-    return verdict_on("step_limit", value, limit, "holds" if value < limit else "violated", reason, **place)
+def step_limit(lr: float, rate: float, limit: float = 2.0, known: float | None = None, **place) -> Assumption:
+    """lr·λ_max < 2 for every twin with its own H. ``rate`` is an upper bound on λ_max, ``known`` an attained value of it.
+
+    A bound above a ``limit`` that the attained value keeps decides nothing.
+
+    >>> step_limit(1.0, 1.5).verdict, step_limit(1.0, 1.5, 1.0, 0.9).verdict, step_limit(1.0, 1.5, 1.0, 1.2).verdict
+    ('holds', 'undecided', 'violated')
+    """
+    known = rate if known is None else known
+    if lr * rate < limit:
+        return verdict_on("step_limit", lr * rate, limit, "holds", f"2/λ_max is at least {2 / rate:.4g}", **place)
+    if lr * known >= limit:
+        return verdict_on("step_limit", lr * known, limit, "violated", f"2/λ_max is {2 / known:.4g}", **place)
+    reason = f"a bound of λ_max; that of the run on S gives {lr * known:.4g}"
+    return verdict_on("step_limit", lr * rate, limit, "undecided", reason, **place)
 
 
 def gradient_flow_followed(defect: float, dynamics: str) -> Assumption:

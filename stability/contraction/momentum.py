@@ -133,7 +133,8 @@ def momentum_metric(
         scalar = [torch.stack([a, b])[:, None, None] for a, b in zip(last, now, strict=True)]
         small = [momentum_matrices(pair, lr, momentum, 0.0, True, False)[0] for pair in scalar]
         if first_step:
-            small += [momentum_matrices(v[None, None, None], lr, momentum, 0.0, True)[0] for v in ends]
+            first = torch.stack([values[0].min(), values[0].max()])  # no predecessor: affine in H_0 alone
+            small += [momentum_matrices(v[None, None, None], lr, momentum, 0.0, True)[0] for v in first]
     else:
         first = [True] if len(H) == 1 else [False]
         if first_step and dampening and len(H) > 1:

@@ -51,6 +51,14 @@ class OptimalMasses:
     improvement: float
     bound: float
     rounds: int
+    kind: str = "optimum of T1's constants for the recorded run"
+    assumptions: str = (
+        'scale "none", one mass per layer; another run is made with them, and it is bounds that are optimised'
+    )
+
+    @property
+    def cost(self) -> str:
+        return f"{self.rounds} linear programs, and the eigenvalues of every snapshot's H for each"
 
 
 def mass_snapshot(model: nn.Module, x: Tensor, extra: Tensor | None = None) -> MassSnapshot:

@@ -134,6 +134,10 @@ def least_gain(
 
 
 def spread(metrics: list[np.ndarray]) -> float:
-    """χ of metrics taken together: their largest eigenvalue over their smallest; inf where that is not positive."""
+    """χ of metrics taken together: their largest eigenvalue over their smallest; inf where that is not positive.
+
+    >>> spread([np.diag([2.0, 6.0]), np.diag([4.0, 8.0])]), spread([np.diag([0.0, 1.0])])
+    (4.0, inf)
+    """
     values = np.concatenate([np.linalg.eigvalsh(Theta)[[0, -1]] for Theta in metrics])
     return float(values.max() / values.min()) if values.min() > 0 else math.inf

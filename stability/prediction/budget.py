@@ -17,15 +17,15 @@ def candidates_at_once(
     sizes: tuple[int, int, int, int],
     y: Tensor,
     *,
-    in_parameters: bool,
+    copies: int,
     limit: int,
 ) -> int:
     """The largest group of candidates whose step fits into ``limit`` bytes; an estimate from above, from shapes alone.
 
     ``factors``: the blocks on S, with outputs ``y`` [n, p]; ``sizes`` = (n, R, Q, p). Carried whatever the group: the state
     of all R candidates, K_SS, its Cholesky factor and its inverse of every block, K_QS, the factors on S and Q. Per candidate
-    of the group: the factors at z, up to ten copies of a column block [np, p] of the largest block, and with
-    ``in_parameters`` its network's graph and gradients.
+    of the group: the factors at z, up to ten copies of a column block [np, p] of the largest block, and for each of the
+    ``copies`` of its parameters that are at work (0: outputs only) these, with the first its network's graph and gradients.
     Raises ValueError, naming the bytes needed, where not even one candidate fits.
     """
     n, R, Q, p = sizes
@@ -34,10 +34,10 @@ def candidates_at_once(
     parameters = [sum(prod(shape) for shape in f.shapes.values()) for f in factors.values()]
     per_sample = sum(_held(f) for f in factors.values()) / n
     shared = (n + Q) * per_sample * 2 + sum(4 * P[name] ** 2 + Q * b[name] * P[name] for name in P)
-    shared += R * (sum(parameters) if in_parameters else (n + 1 + Q) * p) + 7 * sum(parameters)
+    shared += R * (sum(parameters) if copies else (n + 1 + Q) * p) + 7 * sum(parameters)
     each = 2 * per_sample + max(10 * P[name] * b[name] + 3 * Q * b[name] ** 2 for name in P) + 12 * (n + 1 + Q) * p
-    if in_parameters:
-        each += 4 * max(parameters) + sum(parameters) + (n + 1 + Q) * per_sample
+    if copies:
+        each += 4 * max(parameters) + copies * sum(parameters) + (n + 1 + Q) * per_sample
     size = y.element_size()
     group = int((limit / size - shared) // each)
     if group < 1:

@@ -10,6 +10,7 @@ from nt_kernel.metric.output_metric import OutputMetric
 from optim.step_limit import check_lr
 from stability.losses import Loss, PerSample
 from stability.prediction.run import Prediction, TwinPredictor
+from stability.prediction.strided import STRIDE
 from stability.replacement import Replacement
 
 __all__ = ["Prediction", "TwinPredictor", "predict_twins"]
@@ -31,6 +32,7 @@ def predict_twins(
     held_out: Tensor | None = None,
     method: str = "parameter-path",
     cg_steps: int = 2,
+    stride: int = STRIDE,
     memory_limit: int | None = None,
 ) -> Prediction:
     """Train once on S by full-batch Riemannian descent, θ ← θ − lr·G⁻¹∇h, and predict every twin S^(k→z) on the way.
@@ -47,7 +49,9 @@ def predict_twins(
     method: "kernel-path": first order, every Jacobian at the parameters of the S run, output space only, the cheapest.
         "parameter-path": the twins' parameters are followed and J' is taken there; only the inner inverse is the rebuilt
         one of the S run, bettered by ``cg_steps`` conjugate gradient steps. "cg": the same to a residual of 1e-12, which is
-        the trained twin to rounding. All three are exact for models linear in θ with M constant.
+        the trained twin to rounding. "strided-path", the fast one: the parameter path looked at only now and then, with up to
+        ``stride`` steps between looks taken at once (``stability.prediction.strided``); suprema are over the looks. All
+        are exact for models linear in θ with M constant.
     memory_limit: bytes beyond the model's and the data's (default 2 GiB); the candidates go through in groups that keep to it.
 
     Raises ValueError/TypeError for bad input, ``StepTooLargeError`` for a step that the S run does not bear,
@@ -68,7 +72,7 @@ def predict_twins(
     model = deepcopy(model)
     predictor = TwinPredictor(
         model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks, loss=loss,
-        held_out=held_out, method=method, cg_steps=cg_steps, memory_limit=memory_limit,
+        held_out=held_out, method=method, cg_steps=cg_steps, stride=stride, steps=steps, memory_limit=memory_limit,
     )  # fmt: skip
     step = predictor.auto_lr() if lr == "auto" else float(lr)
     parameters = dict(model.named_parameters())

@@ -13,15 +13,18 @@ from nt_kernel.factors import layer_factors
 from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import model_mass, push_through, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
+from optim.direction import step_systems, woodbury_direction
 from optim.step_limit import check_lr, checked_rate
 from stability.loss_step import auto_step, rate_bound, rate_name, weighed_kernel
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.blocks import SharedBlock
 from stability.prediction.budget import MEMORY_LIMIT, candidates_at_once
 from stability.prediction.states import Data, Divergence, OutputState, ParameterState, RunOutputs, View
+from stability.prediction.strided import STRIDE, StridedState, run_stride, stride_at
 from stability.replacement import Replacement, data_for
+from stability.step_matrix import StepMatrix
 
-METHODS = ("kernel-path", "parameter-path", "cg")
+METHODS = ("kernel-path", "strided-path", "parameter-path", "cg")
 CG_TOLERANCE, CG_STEPS = 1e-12, 200  # of method "cg"
 STRAYED = 1e-3  # a step that far from −lr·G⁻¹∇h, relative, is another optimizer's
 
@@ -83,11 +86,13 @@ class TwinPredictor:
         held_out: Tensor | None = None,
         method: str = "parameter-path",
         cg_steps: int = 2,
+        stride: int = STRIDE,
+        steps: int | None = None,
         memory_limit: int | None = None,
     ):
         self.loss = resolve_loss(loss)
         targets, candidates = data_for(self.loss, model, x, targets, candidates, held_out)
-        _check(model, x, method, cg_steps)
+        _check(model, x, method, cg_steps, stride, steps)
         self.model, self.method, self.blocks = model, method, blocks
         self.c = scale_factor(scale, len(x))
         self.scale, self.metric = scale, resolve_output_metric(output_metric)
@@ -107,17 +112,14 @@ class TwinPredictor:
         self.mass = model_mass(factors, mass)
         self.block_count = len(resolve_blocks(factors, blocks))
         self.data, self._order = _sorted_data(x, targets, candidates, held_out)
-        steps, tolerance = (CG_STEPS, CG_TOLERANCE) if method == "cg" else (cg_steps, 0.0)
         params, _ = split_state(model)
-        self.state = (
-            OutputState(self.data, y)
-            if method == "kernel-path"
-            else ParameterState(self.data, params, self.c, steps, tolerance)
-        )
+        self.state = _state(method, self.data, y, params, self.c, cg_steps)
+        self._stride, self._steps, self._until, self._rate = (stride if method == "strided-path" else 1), steps, 0, 0.0
         Q = 0 if held_out is None else len(held_out)
         self._group = candidates_at_once(
             resolve_blocks(factors, blocks), self.mass, (len(x), len(candidates), Q, y.shape[-1]), y,
-            in_parameters=method != "kernel-path", limit=MEMORY_LIMIT if memory_limit is None else memory_limit,
+            copies={"kernel-path": 0, "strided-path": 2}.get(method, 1),
+            limit=MEMORY_LIMIT if memory_limit is None else memory_limit,
         )  # fmt: skip
         self._largest: dict[str, Tensor] = {}
         self._left, self._expected = {}, {}
@@ -132,6 +134,12 @@ class TwinPredictor:
         """H of the S run where :meth:`advance` last looked, [np, np]."""
         return kernel_of(self._blocks, len(self.data.x))
 
+    def closed_loop(self, lr: float) -> StepMatrix:
+        """A = I − lr·H∇²ℓ of the S run there."""
+        sigma = self.loss.sigma(self.data.targets.shape[1])
+        root = None if sigma is not None else self.loss.factor(self._y, self.data.targets)
+        return StepMatrix(self.kernel, lr, sigma=sigma, root=root)
+
     @torch.no_grad()
     def advance(self, lr: float) -> dict[str, Tensor]:
         """Look at the run where it is, and take every twin one step of size ``lr`` further; call it before the run's own.
@@ -141,6 +149,8 @@ class TwinPredictor:
         check_lr(lr)
         params, fixed = split_state(self.model)
         self._check_path(params)
+        if self._step < self._until:
+            return self._follow(params, float(lr))
         self._blocks = {}  # those of the last step go before new ones are made
         view = self._view(float(lr))
         for rows, z in self._groups():
@@ -148,10 +158,29 @@ class TwinPredictor:
             own = self.data.z[rows] - z.start
             e, seen = self._look(rows, fixed, RunOutputs(view.y, y_z[own], view.y_Q))
             self.state.advance(rows, view, e, seen, resolve_blocks(z_factors, self.blocks), own)
-        self._blocks = view.blocks
-        direction = {name: g / len(view.y) for name, g in view.direction.items()}
+        self._blocks, self._y = view.blocks, view.y
+        self._until, self._rate = self._step + view.stride, float(lr)
+        return self._expect(params, view.direction, float(lr))
+
+    def _follow(self, params: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
+        """The direction of the run on S within a stride, in which the candidates have been taken along already."""
+        if lr != self._rate:
+            raise ValueError(
+                f"a stride up to step {self._until} was taken at lr = {self._rate:g}, got lr = {lr:g} at step {self._step}; "
+                'change lr between strides (predictor.next_look), or write method="parameter-path"'
+            )
+        y, factors = layer_factors(self.model, self.data.x)
+        blocks = resolve_blocks(factors, self.blocks)
+        systems = step_systems(blocks, y, self.mass, self.scale, self.metric)
+        return self._expect(
+            params, woodbury_direction(blocks, systems, self.loss.gradient(y, self.data.targets), self.mass), lr
+        )
+
+    def _expect(self, params: Mapping[str, Tensor], pulled: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
+        """G⁻¹∇h = (1/n)D⁻¹Jᵀv, and where the run is to go by it."""
+        direction = {name: g / len(self.data.x) for name, g in pulled.items()}
         self._left = {name: p.clone() for name, p in params.items()}
-        self._expected = {name: p - float(lr) * direction[name] for name, p in params.items()}
+        self._expected = {name: p - lr * direction[name] for name, p in params.items()}
         self._step += 1
         return direction
 
@@ -160,6 +189,11 @@ class TwinPredictor:
         """y' − y of all candidates where the run is now, in their order, and the run's own outputs y, z for z."""
         params, fixed = split_state(self.model)
         self._check_path(params)
+        if self._step < self._until:
+            raise ValueError(
+                f"step {self._step} lies within a stride, whose candidates are at step {self._until} already; look there, or "
+                "give TwinPredictor(steps=…) where the run ends"
+            )
         data, state, back = self.data, {**params, **fixed}, torch.argsort(self._order)
         y, y_z = run_model(self.model, state, data.x), run_model(self.model, state, data.z_x)[data.z]
         y_Q = None if data.held_out is None else run_model(self.model, state, data.held_out)
@@ -215,7 +249,22 @@ class TwinPredictor:
         direction: dict[str, Tensor] = {}
         for name, block in blocks.items():
             direction |= push_through(block.factor, duals[name], self.mass)
-        return View(self.metric, self.loss.gradient, lr / len(y), y, y_Q, blocks, duals, direction)
+        g, rate = self._next_stride(), lr / len(y)
+        summed = (
+            run_stride(blocks, y, self.loss.gradient, data.targets, rate, g, self.mass)
+            if self.method == "strided-path"
+            else None
+        )
+        return View(self.metric, self.loss.gradient, rate, y, y_Q, blocks, duals, direction, g, summed)
+
+    def _next_stride(self) -> int:
+        g = stride_at(self._step, self._stride)
+        return g if self._steps is None else max(1, min(g, self._steps - self._step))
+
+    @property
+    def next_look(self) -> int:
+        """The step at which the candidates and the run are together again: always the next, but for "strided-path"."""
+        return max(self._until, self._step)
 
     def _check_step(self, lr: float, y: Tensor, blocks: Mapping[str, SharedBlock], where: str) -> None:
         bound = rate_bound(self.loss, self.metric, self.block_count, len(y), self.c, y)
@@ -268,11 +317,23 @@ def _sorted_data(x: Tensor, targets: Tensor, candidates: Sequence[Replacement], 
     return Data(x, targets, k[order], z[order], z_x, z_targets[order], held_out), order
 
 
-def _check(model, x, method, cg_steps) -> None:
+def _state(method: str, data: Data, y: Tensor, params: Mapping[str, Tensor], c: float, cg_steps: int):
+    """What is carried along for the candidates."""
+    if method == "kernel-path":
+        return OutputState(data, y)
+    if method == "strided-path":
+        return StridedState(data, params, c, cg_steps)
+    return ParameterState(data, params, c, *((CG_STEPS, CG_TOLERANCE) if method == "cg" else (cg_steps, 0.0)))
+
+
+def _check(model, x, method, cg_steps, stride, steps) -> None:
     if method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
     if isinstance(cg_steps, bool) or not isinstance(cg_steps, int) or cg_steps < 0:
         raise ValueError(f"cg_steps must be an int >= 0, got {cg_steps!r}")
+    for name, value in (("stride", stride), *([] if steps is None else [("steps", steps)])):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
     parameter = next(iter(model.parameters()), None)
     if parameter is not None and (parameter.dtype, parameter.device) != (x.dtype, x.device):
         raise TypeError(

@@ -40,6 +40,8 @@ class View:
     blocks: Mapping[str, SharedBlock]
     duals: Mapping[str, Tensor]  # v of the S run by block, [n, p]
     direction: Mapping[str, Tensor]  # its D⁻¹Jᵀv, summing to n·G⁻¹∇h, by parameter
+    stride: int = 1  # steps that "strided-path" takes at once, and the S run's D⁻¹Jᵀv summed over them
+    summed: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,15 @@ class ParameterState:
 
     def look(self, rows: slice, model: nn.Module, fixed, mass: Masses, run: RunOutputs) -> tuple[Divergence, object]:
         """e of the candidates ``rows`` (a slice), by a forward pass on S' and x_k that :meth:`advance` differentiates."""
+        return self.look_at({name: p[rows] for name, p in self.params.items()}, rows, model, fixed, mass, run)
+
+    def look_at(self, own, rows: slice, model: nn.Module, fixed, mass: Masses, run: RunOutputs):
+        """The same at the parameters ``own`` {name: [rows, …]}."""
         data, k = self.data, self.data.k[rows]
         runs = torch.arange(len(k), device=k.device)
-        own = {name: p[rows] for name, p in self.params.items()}
-        x = torch.cat([_with_row(data.x, runs, k, data.z_x[data.z[rows]]), data.x[k][:, None]], 1)  # S', then x_k
+        x = torch.cat([with_row(data.x, runs, k, data.z_x[data.z[rows]]), data.x[k][:, None]], 1)  # S', then x_k
         stack = CandidateStack(model, own, fixed, x, mass)
-        S, at_z = _with_row(stack.outputs[:, :-1], runs, k, stack.outputs[:, -1]), stack.outputs[runs, k]
+        S, at_z = with_row(stack.outputs[:, :-1], runs, k, stack.outputs[:, -1]), stack.outputs[runs, k]
         Q = (
             None
             if data.held_out is None
@@ -129,16 +134,16 @@ class ParameterState:
         data, k = self.data, self.data.k[rows]
         runs = torch.arange(len(k), device=k.device)
         y = stack.outputs[:, :-1]
-        r = view.gradient(y, _with_row(data.targets, runs, k, data.z_targets[rows, 0]))
+        r = view.gradient(y, with_row(data.targets, runs, k, data.z_targets[rows, 0]))
         own = own_of(view.metric, k, z, y[runs, k][:, None])
         for name, shared in view.blocks.items():
             block = shared.candidates(z_factors[name], own)
-            pulled = self._pulled(stack, tuple(shared.factor.shapes), block, view.metric, y, r)
+            pulled = self.pulled(stack, tuple(shared.factor.shapes), block, view.metric, y, r)
             for parameter, g in pulled.items():
                 self.params[parameter][rows].sub_(g, alpha=view.rate)
 
-    def _pulled(self, stack, names, block: CandidateBlock, metric: OutputMetric, y: Tensor, r: Tensor):
-        """D⁻¹J'ᵀv' of one block."""
+    def pulled(self, stack, names, block: CandidateBlock, metric: OutputMetric, y: Tensor, r: Tensor):
+        """D⁻¹J'ᵀv' of one block, v' that of the output gradients r [R, n, p] on S'."""
         k = block.own.k
         runs = torch.arange(len(k), device=k.device)
 
@@ -206,7 +211,7 @@ def _padded(v: Tensor) -> Tensor:
     return torch.cat([v, torch.zeros_like(v[:, :1])], 1)
 
 
-def _with_row(rows: Tensor, runs: Tensor, k: Tensor, row: Tensor) -> Tensor:
+def with_row(rows: Tensor, runs: Tensor, k: Tensor, row: Tensor) -> Tensor:
     """[n, …] (or [R, n, …]) for every candidate, with its own row at k, [R, n, …]."""
     out = rows.expand(len(k), *rows.shape[rows.dim() - row.dim() :]).clone()
     out[runs, k] = row

@@ -1,10 +1,14 @@
 """One estimate for every replacement, from one run: what all candidates inject, in one ellipsoid, and T5 with it.
 
 **Derived.** Along the predicted divergences e_j (``stability.prediction.predict``) a candidate injects
-w_j = e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI) with
+w_j = e_{j,t+1} − A_te_{j,t}, A_t = I − lr·H_t∇²ℓ(y_t) of the S run. All w_j lie in E(Q), Q = q(Σ_j w_jw_jᵀ + εI) with
 q = max_j w_jᵀ(Σ wwᵀ + εI)⁻¹w_j; the recursion of T5 (``stability.enclosures``) takes Q for wwᵀ and tr Q for ‖w‖². It
 encloses every predicted twin; for the trained ones, and for candidates that were not among these, it is an *estimate*,
 whose coverage has to be measured.
+
+With "strided-path" there is one injection per stride of g steps, w_j = e_{j,t+g} − (I − lr·H_t)^g e_{j,t}: as valid, at the
+looks, and tighter, for every outer ellipsoid of a sum forgets signs. It is still loose, one ellipsoid for all (k, z'):
+``stability.prediction.per_sample`` has an estimate for each k.
 
 With the injections at e = 0 instead (the twin's first step from θ_t of the S run) it does not cover: a twin no longer
 trains on x_k, so its own A' leaves e_k alone where A_t pulls it back, and (A' − A_t)e is as large as what is injected.
@@ -20,16 +24,19 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
 from stability.enclosures import ellipsoid_radii
+from stability.losses import Loss, PerSample
 from stability.prediction.run import TwinPredictor
+from stability.prediction.strided import STRIDE
 from stability.replacement import Replacement
 
 
 @dataclass(frozen=True)
 class UniformEstimate:
-    """Radii that every candidate's divergence should keep to, at every instant. T steps."""
+    """Radii that every candidate's divergence should keep to, at T + 1 instants: every step, or the strided path's looks."""
 
     radii: Tensor  # per sample of S, [T + 1, n]
     stacked: Tensor  # of the stacked outputs, √λ_max(P_t), [T + 1]
+    instants: tuple[int, ...]  # steps
 
     @property
     def sup(self) -> float:
@@ -49,11 +56,13 @@ def uniform_estimate(
     output_metric: "str | OutputMetric | Callable" = "identity",
     scale: str = "mean",
     blocks: str = "layer",
+    loss: "str | Loss | PerSample" = "squared",
     method: str = "parameter-path",
     cg_steps: int = 2,
+    stride: int = STRIDE,
     memory_limit: int | None = None,
 ) -> UniformEstimate:
-    """Estimate sup_t |y'_i − y_i| for all ``candidates`` (k, z') at once, squared loss; no twin is trained.
+    """Estimate sup_t |y'_i − y_i| for all ``candidates`` (k, z') at once; no twin is trained.
 
     Arguments and errors as of :func:`stability.prediction.predict.predict_twins`.
 
@@ -64,23 +73,29 @@ def uniform_estimate(
     >>> train_twins(model, x, a, [z], steps=20).pairs[0]["measured_sup"] <= uniform_estimate(model, x, a, [z], steps=20).sup
     True
     """
-    model, p = deepcopy(model), targets.shape[1]
+    model = deepcopy(model)
     predictor = TwinPredictor(
-        model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks,
-        method=method, cg_steps=cg_steps, memory_limit=memory_limit,
+        model, x, targets, candidates, mass=mass, output_metric=output_metric, scale=scale, blocks=blocks, loss=loss,
+        method=method, cg_steps=cg_steps, stride=stride, steps=steps, memory_limit=memory_limit,
     )  # fmt: skip
-    parameters, F = dict(model.named_parameters()), x.new_zeros(targets.numel(), 1)
-    radii, stacked = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)]
-    e = x.new_zeros(len(candidates), targets.numel())
-    for _ in range(steps):
-        direction, H = predictor.advance(lr), predictor.kernel
-        for name, g in direction.items():
+    n, p = predictor.data.targets.shape
+    parameters, F = dict(model.named_parameters()), x.new_zeros(n * p, 1)
+    radii, stacked, instants = [ellipsoid_radii(F, p)], [torch.linalg.matrix_norm(F, 2)], [0]
+    e = x.new_zeros(len(candidates), n * p)
+    for t in range(steps):
+        for name, g in predictor.advance(lr).items():
             parameters[name].data.sub_(g, alpha=lr)
-        last, e = e, predictor.look()[0].S.flatten(1)
-        F = uniform_step(F - lr * H @ F, injection_factor(e - last + lr * last @ H))
+        if predictor.next_look > t + 1:
+            continue
+        loop = predictor.closed_loop(lr)
+        Ae, e = e, predictor.look()[0].S.flatten(1)
+        for _ in range(t + 1 - instants[-1]):
+            F, Ae = loop.apply(F), Ae - loop.pull(Ae)
+        F = uniform_step(F, injection_factor(e - Ae))
         radii.append(ellipsoid_radii(F, p))
         stacked.append(torch.linalg.matrix_norm(F, 2))
-    return UniformEstimate(torch.stack(radii), torch.stack(stacked))
+        instants.append(t + 1)
+    return UniformEstimate(torch.stack(radii), torch.stack(stacked), tuple(instants))
 
 
 def injection_factor(W: Tensor, floor: float = 1e-6) -> Tensor:

@@ -246,9 +246,11 @@ class RunRecord:
 
 
 def _scalars(state) -> dict:
-    """What stands in an optimizer's state of a parameter, numbers as such, tensors as None; empty buffers left out."""
+    """What stands in an optimizer's state of a parameter, numbers as such, tensors and the lists of LBFGS as None; empty
+    buffers left out."""
     values = {key: value for key, value in (state or {}).items() if value is not None}
-    return {k: number(v) if not isinstance(v, Tensor) or v.dim() == 0 else None for k, v in values.items()}
+    plain = {k: isinstance(v, int | float) or (isinstance(v, Tensor) and v.dim() == 0) for k, v in values.items()}
+    return {k: number(v) if plain[k] else None for k, v in values.items()}
 
 
 def _reading_copy(model: nn.Module) -> nn.Module:

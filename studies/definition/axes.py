@@ -85,7 +85,11 @@ def check_combinations(study: "Study") -> list[str]:
     extra = {name: study.axes()[name] for name in study.extra_axes()}
     for name, values in extra.items():
         for index, value in enumerate(values):
-            problems += [line.replace(name, f"grid.{name}[{index}]", 1) for line in _wrong(study, {name: value})]
+            place = f"grid.{name}[{index}]"
+            problems += [
+                place + line.removeprefix(name) if line.startswith(f"{name} ") else line
+                for line in _wrong(study, {name: value})
+            ]
     if not problems:
         for values in combinations(extra) if extra else ():
             problems += _wrong(study, values)

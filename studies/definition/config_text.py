@@ -62,6 +62,11 @@ def apply_overrides(raw: dict, overrides: Iterable[str] | Mapping[str, Any], mod
         if path is None:
             problems.append(unknown_key(name, value, known))
             continue
+        if isinstance(value, str) and "," in value and not _takes_text(known.get(".".join(path))):
+            problems.append(
+                f"{name} = {value!r} should be one value; several make an axis: grid.{'.'.join(path)}={value}"
+            )
+            continue
         *tables, leaf = path
         place = raw
         for table in tables:
@@ -71,6 +76,11 @@ def apply_overrides(raw: dict, overrides: Iterable[str] | Mapping[str, Any], mod
         else:
             place[leaf] = value
     return problems
+
+
+def _takes_text(kind: Any) -> bool:
+    """May a value of this type be words with a comma in them?"""
+    return kind is str or kind is None or (typing.get_origin(kind) or kind) in (list, dict)
 
 
 def _path(name: str, known: Mapping[str, Any], grid: Any) -> list[str] | None:
@@ -123,7 +133,7 @@ def parse_value(text: str, kind: Any = None) -> Any:
         return float(text)  # `.1` and `1.` are no TOML
     except ValueError:
         pass
-    if typing.get_origin(kind) is list and "," in text:
+    if (typing.get_origin(kind) or kind) is list and "," in text:
         return [parse_value(item) for item in text.strip("[]").split(",") if item.strip()]
     return text
 

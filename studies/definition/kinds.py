@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # Name → where the Kind is, as "module:NAME". They are imported when a study asks for one.
 KINDS = {
     "twins": "studies.kinds.twins:TWINS",
+    "loops": "studies.kinds.loops:LOOPS",
+    "movements": "studies.kinds.movements:MOVEMENTS",
+    "diffusion": "studies.kinds.diffusion:DIFFUSION",
+    "rlo": "studies.kinds.rlo:RLO",
+    "prediction": "studies.kinds.prediction:PREDICTION",
 }
 
 

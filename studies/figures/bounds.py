@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, styled
+from studies.findings.applicable import another_loss, loss_note, stated, why_missing
 from studies.findings.exponents import Exponent, fit_exponent
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +24,8 @@ EXPONENTS = (
     "T1c",
     "T2",
     "T3",
+    "T2H",
+    "T3H",
     "T4",
     "path_l2",
     "measured_l2",
@@ -62,12 +66,12 @@ def draw_bounds_vs_n(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STAC
     The measured line carries a band from the smallest to the largest pair.
     """
     ns = sorted(rows["n"].unique())
-    left_out: dict[tuple[int, ...], list[str]] = {}
-    for column in columns:
+    left_out: dict[tuple, list[str]] = {}
+    for column in stated(rows, columns):
         x, y, infinite = medians_over_n(rows, column)
         line = LINES[column]
         if infinite:
-            left_out.setdefault(tuple(infinite), []).append(line.label)
+            left_out.setdefault((why_missing(rows[column]), *infinite), []).append(line.label)
         if not x.size:
             continue
         ax.plot(x, y, **line.style())
@@ -76,8 +80,8 @@ def draw_bounds_vs_n(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STAC
             ax.fill_between(x, spread["min"], spread["max"], color="0.6", alpha=0.35, linewidth=0)
     ax.set_yscale("log")
     n_axis(ax, ns)
-    for at, names in left_out.items():
-        note = f"{', '.join(names)} not applicable\nat n = {', '.join(map(str, at))} (ξ = 0)"
+    for (why, *at), names in left_out.items():
+        note = f"{', '.join(names)} not applicable\nat n = {', '.join(map(str, at))} ({why})"
         ax.set_xlabel(f"{ax.get_xlabel()}\n{note}")
     return ax
 
@@ -86,6 +90,9 @@ def draw_bounds_vs_n(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STAC
 def note_above(ax: Axes, rows: pd.DataFrame, column: str) -> Axes:
     """Say where a bound is that lies far above the panel: on one axis with T0 the rest would be a single line."""
     line = LINES[column]
+    if another_loss(rows):
+        ax.set_title(f"{line.label} not applicable: it needs ½‖y − a‖²", fontsize=6.5, color=ink(line.color))
+        return ax
     n, medians, infinite = medians_over_n(rows, column)
     said = [f"{number(medians[0])} at n = {n[0]:g}"] if n.size else []
     said += [f"{number(medians[-1])} at n = {n[-1]:g}"] if n.size > 1 else []
@@ -159,7 +166,7 @@ def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
     axes = above.subplots(2, panels, sharey="row", squeeze=False, height_ratios=[1.25, 1])
     below_axes = below.subplots(1, panels, sharey=True, squeeze=False)[0]
     rows = [summary[summary["mass"] == mass] for mass in masses]
-    fits = [{name: fit_exponent(these, name, draws=draws) for name in EXPONENTS} for these in rows]
+    fits = [{name: fit_exponent(these, name, draws=draws) for name in stated(summary, EXPONENTS)} for these in rows]
     limits = exponent_limits(fit for these in fits for fit in these.values())
     for column, (mass, these) in enumerate(zip(masses, rows, strict=True)):
         axes[0, column].set_title(f"mass {mass:g}", fontweight="bold")
@@ -170,12 +177,14 @@ def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
         below_axes[column].set_title(f"mass {mass:g}", fontweight="bold", pad=20)
     for row, columns in enumerate((STACKED, PER_SAMPLE[1:])):
         for ax in axes[row]:
-            log_y(ax, *log_limits(summary[list(columns)].to_numpy().ravel()))
+            log_y(ax, *log_limits(summary[stated(summary, columns)].to_numpy().ravel()))
+    if note := loss_note(summary):
+        above.suptitle(note, fontsize=7, style="italic")
     axes[0, 0].set_ylabel(f"all training outputs, ‖e‖\n[{UNIT}]")
     axes[1, 0].set_ylabel(f"worst sample, maxᵢ |eᵢ|\n[{UNIT}]")
     seeds = summary["seed"].nunique()
     below_axes[0].set_ylabel(f"fitted over all pairs\n({seeds} {'seed' if seeds == 1 else 'seeds'})")
-    legend_of_kinds(figure, (*STACKED, *PER_SAMPLE))
+    legend_of_kinds(figure, stated(summary, (*STACKED, *PER_SAMPLE)))
     figure.draw_without_rendering()
     for ax in axes[:, -1]:
         label_lines(ax)

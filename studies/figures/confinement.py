@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import LINES, drawn_lines, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, number, series_style, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.findings.applicable import loss_note, stated
 from studies.findings.confinement import PLACES, by_place, equal_loss
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,7 @@ def draw_ratios(ax: Axes, rows: pd.DataFrame, measured: str, columns: Sequence[s
     """Median over the pairs of bound/measured against mass, rows of one n. 1 is a bound that is met exactly."""
     rows = rows[rows[measured] > 0]
     left_out: dict[tuple[float, ...], list[str]] = {}
-    for column in columns:
+    for column in stated(rows, columns):
         ratio = (rows[column] / rows[measured]).groupby(rows["mass"])
         finite = ratio.apply(lambda values: bool(np.isfinite(values).all()))
         shown = ratio.median()[finite]
@@ -88,10 +90,10 @@ def ratios_figure(summary: pd.DataFrame, n: int | None = None) -> Figure:
     draw_held_out(held_out, rows)
     held_out.set_title("held-out points", fontweight="bold")
     held_out.set_ylabel("measured, held-out / replaced")
-    figure.suptitle(
-        f"n = {n}, medians over {len(rows) // max(rows['mass'].nunique(), 1)} pairs at each mass", fontsize=8
-    )
-    legend_of_kinds(figure, ["measured_sup", *(column for _, columns in RATIOS.values() for column in columns)])
+    title = f"n = {n}, medians over {len(rows) // max(rows['mass'].nunique(), 1)} pairs at each mass"
+    figure.suptitle("\n".join(filter(None, [title, loss_note(rows)])), fontsize=8)
+    shown = (column for _, columns in RATIOS.values() for column in stated(rows, columns))
+    legend_of_kinds(figure, ["measured_sup", *shown])
     figure.draw_without_rendering()
     for ax in axes:
         label_lines(ax, (ax.get_xlim()[1] / 1.3, 1.0, "measured", "black"))

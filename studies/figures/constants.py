@@ -8,6 +8,7 @@ import numpy as np
 
 from studies.figures.bounds import masses_of
 from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.findings.applicable import stated
 from studies.findings.numbers import ratio
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def draw_constant(ax: Axes, summary: pd.DataFrame, column: str) -> Axes:
     log_y(ax, low, high)
     n_axis(ax, sorted(summary["n"].unique()))
     ax.set_ylabel("")
-    if left_out:
+    if not stated(summary, [column]):
+        ax.text(
+            0.5, 0.5, "not applicable:\nthe loss is not quadratic", transform=ax.transAxes, ha="center", style="italic"
+        )
+    elif left_out:
         ax.set_xlabel(f"{ax.get_xlabel()}\nnot drawn at n = {', '.join(map(str, left_out))} (ξ = 0)")
     ax.set_title(CONSTANTS.get(column, column), fontsize=7.5)
     return ax

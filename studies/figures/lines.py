@@ -100,6 +100,7 @@ class Line:
 
 # Within a kind, dash and marker tell the lines apart, so grey print loses nothing.
 T3_FORMULA = "sup of Σ lr·exp(−Σ lr·ξ)‖d‖ on the recorded grid (left end points), with the rate of the moment"
+RATE_H = "ρ the rate in the metric H⁻¹ (softmax: of the outputs less their mean over the classes)"
 LINES = {
     line.column: line
     for line in (
@@ -108,6 +109,16 @@ LINES = {
         Line("T1c", "T1c", ASSUMING, "2L·col/ξ", "blue", "--", "v"),
         Line("T2", "T2", ASSUMING, "sup‖d‖/ξ", "sky", "-", "D"),
         Line("T3", "T3", ASSUMING, T3_FORMULA, "sky", "--", "p"),
+        Line("T2H", "T2H", ASSUMING, f"√(sup λmax(H)/inf λmin(H))·sup‖d‖/inf ρ, {RATE_H}", "blue", ":", "D"),
+        Line(
+            "T3H",
+            "T3H",
+            ASSUMING,
+            f"sup of √λmax(H)·E, E⁺ = e^(−ρ·lr)E + lr‖d‖ in the metric H⁻¹, {RATE_H}",
+            "blue",
+            "-.",
+            "p",
+        ),
         Line("T4", "T4", POSTERIOR, "E⁺ = ‖A‖E + ‖w‖", "green", "-", "P"),
         Line("T5", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w", "green", "--", "X"),
         Line("T5_others", "T5", POSTERIOR, "outer ellipsoids of e⁺ = Ae + w, i ≠ k", "green", "--", "X"),
@@ -121,7 +132,7 @@ LINES = {
     )
 }
 # What may stand in one panel: bounds on the stacked norm ‖e‖, and bounds on every single sample.
-STACKED = ("T0", "T1", "T1c", "T2", "T3", "T4", "path_l2", "vacuity_floor", "measured_l2")
+STACKED = ("T0", "T1", "T1c", "T2", "T3", "T2H", "T3H", "T4", "path_l2", "vacuity_floor", "measured_l2")
 PER_SAMPLE = ("T0", "T5", "path_sup", "trivial_sup", "measured_sup")
 
 

@@ -22,11 +22,12 @@ from studies.figures.confinement import (
 )
 from studies.figures.constants import constants_figure, draw_constant
 from studies.figures.lines import KINDS, LINES
-from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, number, save_figure
+from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, save_figure
 from studies.figures.training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
 from studies.figures.waterfall import draw_waterfall, waterfall_figure
 from studies.figures.wording import plural
 from studies.findings.confinement import equal_loss
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.findings.exponents import Exponent, signed
 from studies.figures.lines import hue
 from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, styled
+from studies.findings.exponents import Exponent, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,9 @@ LOOKS = {
     "T5": ("T5", "green", "--", "X"),
 }
 """Column: label, hue, dash, marker. Other columns (beyond any axis, or equal to another line) have no line."""
-GUIDES = {-1.0: (":", "n⁻¹"), -0.5: ((0, (1, 3)), "n^−½")}
+NEEDED = ("convex", "kozachkov")
+"""Routes that the legend names where they do not apply."""
+GUIDES = {-1.0: (":", "1/n"), -0.5: ((0, (1, 3)), "1/√n")}
 
 
 def exponent_text(fit: Exponent) -> str:
@@ -44,7 +46,7 @@ def exponent_text(fit: Exponent) -> str:
 
 @styled
 def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> Axes:
-    """Medians over the twins of one problem against n, log-log; dotted: n⁻¹ and n^−½ through the first measured value."""
+    """Medians over the twins of one problem against n, log-log; dotted: 1/n and 1/√n through the first measured value."""
     columns = [column for column in LOOKS if column in fits]
     medians = frame.groupby("n")[columns].median()
     values = []
@@ -61,7 +63,10 @@ def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> 
         )
     n_axis(ax, medians.index)
     log_y(ax, *log_limits(values))
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=5.8, handlelength=1.8, labelspacing=0.45)
+    missing = [LOOKS[column][0] for column in NEEDED if column not in fits]
+    note = "not applicable:\n" + ",\n".join(missing) if missing else None
+    look = {"fontsize": 5.8, "title_fontsize": 5.8, "handlelength": 1.8, "labelspacing": 0.45, "alignment": "left"}
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=note, **look)
     return ax
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studies.findings.written import SUPERSCRIPT
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,7 +28,6 @@ RESOLUTION = 200
 UNIT = "network-output units"
 """Targets are one-hot: 1 is the distance from 0 to the target coordinate."""
 
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 STYLE = {
     "font.size": 7.5,
@@ -191,25 +192,3 @@ def log_limits(values: Iterable[float], pad: float = 0.06) -> tuple[float, float
     low, high = np.log10(values.min()), np.log10(values.max())
     room = max((high - low) * pad, 0.1)
     return float(10 ** (low - room)), float(10 ** (high + room))
-
-
-def number(value: float) -> str:
-    """A number for people: three significant digits, no exponent where it can be helped.
-
-    >>> [number(v) for v in (0.61234, 444.2, 56500, 1.2e6, 3e-14, float("inf"), 0, -0.5)]
-    ['0.612', '444', '56\u202f500', '1.2·10⁶', '3·10⁻¹⁴', '∞', '0', '−0.5']
-    """
-    if np.isnan(value):
-        return "–"
-    if np.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    rounded = float(f"{size:.3g}")
-    if 1e-3 <= rounded < 1e6:
-        text = f"{rounded:,.0f}".replace(",", "\u202f") if rounded >= 1000 else f"{rounded:g}"
-    else:
-        mantissa, power = f"{size:.1e}".split("e")
-        text = f"{float(mantissa):g}·10" + str(int(power)).translate(SUPERSCRIPT)
-    return ("−" if value < 0 else "") + text

@@ -10,13 +10,14 @@ import numpy as np
 from studies.figures.bounds import masses_of
 from studies.figures.lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
 from studies.figures.style import PAGE, UNIT, log_limits, log_y, new_figure, styled
+from studies.findings.applicable import loss_note, stated
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STACKED_PATHS = ("T3", "T4", "path_l2", "measured_l2")
+STACKED_PATHS = ("T3", "T3H", "T4", "path_l2", "measured_l2")
 SAMPLE_PATHS = ("T5", "path_sup", "measured_sup")
 BAND = {0.0: 1.0, 0.05: 0.95, 0.25: 0.75}
 """Lower quantile of H's eigenvalues: the upper one that closes the band."""
@@ -27,7 +28,7 @@ def draw_divergence(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STACK
     """Medians over the pairs of one (n, mass) against the step, with the quartiles as a band. Step 0 is 0 by the
     shared start."""
     rows = rows[rows["step"] > 0]
-    for column in columns:
+    for column in stated(rows, columns):
         quartiles = rows.groupby("step")[column].quantile([0.25, 0.5, 0.75]).unstack()  # [steps, 3]
         shown = quartiles[np.isfinite(quartiles).all(axis=1) & (quartiles[0.5] > 0)]
         if shown.empty:
@@ -65,19 +66,23 @@ def training_figure(trajectories: pd.DataFrame, summary: pd.DataFrame, n: int | 
         ):
             draw_divergence(ax, rows[rows["mass"] == mass], names)
             steps = rows["step"].max()
-            ax.plot([0, steps], [pairs[level].median()] * 2, **LINES[level].style())
+            if stated(pairs, [level]):
+                ax.plot([0, steps], [pairs[level].median()] * 2, **LINES[level].style())
         axes[1, column].set_xlabel(step_label(summary))
     for row, names in zip(axes, (STACKED_PATHS, SAMPLE_PATHS), strict=True):
         drawn = [line.get_ydata() for ax in row for line in drawn_lines(ax).values()]
         # The first steps start at 0: let them run out of the panel, rather than give them most of a log axis.
-        ends = rows[rows["step"] == rows["step"].max()][list(names)].to_numpy().ravel()
+        ends = rows[rows["step"] == rows["step"].max()][stated(rows, names)].to_numpy().ravel()
         low, high = log_limits(np.concatenate([*drawn, ends]))
         smallest = np.min(ends[ends > 0], initial=np.inf)
         for ax in row:
             log_y(ax, max(low, smallest / 10) if np.isfinite(smallest) else low, high)
     axes[0, 0].set_ylabel(f"all training outputs, ‖e‖\n[{UNIT}]")
     axes[1, 0].set_ylabel(f"worst sample, maxᵢ |eᵢ|\n[{UNIT}]")
-    legend_of_kinds(figure, (*STACKED_PATHS, *SAMPLE_PATHS, "vacuity_floor", "trivial_sup"))
+    shown = (*stated(rows, (*STACKED_PATHS, *SAMPLE_PATHS)), *stated(summary, ("vacuity_floor", "trivial_sup")))
+    legend_of_kinds(figure, shown)
+    if note := loss_note(summary):
+        figure.suptitle(note, fontsize=7, style="italic")
     figure.draw_without_rendering()
     for ax in axes[:, -1]:
         label_lines(ax)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.bounds import masses_of
-from studies.figures.style import PAGE, decade, new_figure, number, series_style, styled
+from studies.figures.style import PAGE, decade, new_figure, series_style, styled
 from studies.findings.waterfall import waterfall
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd

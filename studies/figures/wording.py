@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from studies.figures.style import number
 from studies.findings.numbers import Range
+from studies.findings.written import number
 
 
 def span(values: Range) -> str:

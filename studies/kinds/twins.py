@@ -12,6 +12,9 @@ from studies.definition.training import Rate, TrainingStudy
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stability import Replacement
+    from studies.data.subsets import Draw
+
 # lr = "auto" is half the limit that λ_max(H) ≤ N gives, which holds for the mean-scaled metric with M = I only.
 AUTO_LR_NEEDS = {
     "optimizer": ("woodbury",),
@@ -34,7 +37,7 @@ class TwinStudy(TrainingStudy):
         "fisher_bernoulli",
     ] = "identity"
     scale: Literal["mean", "sum", "none"] = "mean"
-    loss: Literal["squared"] = "squared"
+    loss: Literal["squared", "mse", "cross_entropy", "logistic", "huber"] = "squared"
 
     lr: Rate = 0.1
     steps: Count = 200
@@ -44,7 +47,7 @@ class TwinStudy(TrainingStudy):
     def _auto_rests_on_a_bound(cls, lr: float | str, info: ValidationInfo) -> float | str:
         chosen = {name: info.data.get(name, valid[0]) for name, valid in AUTO_LR_NEEDS.items()}
         other = [f"{name}={value}" for name, value in chosen.items() if value not in AUTO_LR_NEEDS[name]]
-        if lr == "auto" and other:
+        if lr == "auto" and other and info.data.get("loss") == "squared":  # other losses: train_twins knows
             needed = ", ".join(f"{name}={' or '.join(valid)}" for name, valid in AUTO_LR_NEEDS.items())
             raise ValueError(f"does not go with {', '.join(other)}: it needs {needed}; write a number, such as lr=0.1")
         return lr
@@ -58,17 +61,22 @@ class TwinStudy(TrainingStudy):
         return super().fixed() | {"scale": self.metric_scale}
 
 
+def twins_of(study: TwinStudy, point: Point) -> "tuple[Draw, list[Replacement]]":
+    """What one point trains on: data, model and its replacements (k, z')."""
+    import stability
+    from studies.data.subsets import draw
+
+    drawn = draw(study.at(point), point)
+    replaced = zip(drawn.replaced, drawn.replacement_x, drawn.replacement_targets, strict=True)
+    return drawn, [stability.Replacement(index=k, x=x, target=target) for k, x, target in replaced]
+
+
 def run_point(study: TwinStudy, point: Point) -> dict[str, "pd.DataFrame"]:
     """Train one point's twins and lay the results out as the four tables of a results folder."""
     import stability
-    from studies.data.subsets import draw
     from studies.kinds.twins_tables import as_tables
 
-    drawn = draw(study.at(point), point)
-    replacements = [
-        stability.Replacement(index=k, x=x, target=target)
-        for k, x, target in zip(drawn.replaced, drawn.replacement_x, drawn.replacement_targets, strict=True)
-    ]
+    drawn, replacements = twins_of(study, point)
     at = study.at(point)
     result = stability.train_twins(
         drawn.model,
@@ -106,6 +114,13 @@ def check(study: TwinStudy) -> None:
     check_data(study)
 
 
+def sections(frames):
+    """What the page of bounds has beside its own figures: the study along its width and its further axes."""
+    from studies.figures.grid import twin_sections
+
+    return twin_sections(frames)
+
+
 TWINS = Kind(
     name="twins",
     what="twins under full-batch metric descent, with the ladder of bounds",
@@ -120,4 +135,5 @@ TWINS = Kind(
     work=work,
     size=size,
     check=check,
+    sections=sections,
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nt_kernel.errors import NumericalError
+from stability.loss_ladder import NOT_APPLICABLE
 from studies.data.subsets import Draw
 
 
@@ -72,5 +73,6 @@ def _assumptions(key: dict, drawn: Draw, rows: list[dict]) -> pd.DataFrame:
 
 
 def _refuse_nan(summary: pd.DataFrame) -> None:
-    if broken := list(summary.columns[summary.isna().any()]):
+    stated = NOT_APPLICABLE if "not_applicable" in summary else ()  # rungs that say why they are NaN
+    if broken := [name for name in summary.columns[summary.isna().any()] if name not in stated]:
         raise NumericalError(f"not a number in {', '.join(broken)}")

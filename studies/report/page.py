@@ -71,7 +71,9 @@ def render(frames: Frames, out: Path) -> str:
     drawn = [placed(section, out) for section in kind.sections(frames)]
     if kind.name == "twins":
         parts = [part(cut, out, values) for values, cut in frames.parts()]
-        return environment.get_template(LADDER).render(page=page, across=drawn, parts=parts, lines=line_table())
+        return environment.get_template(LADDER).render(
+            page=page, across=drawn, parts=parts, lines=line_table(frames.summary)
+        )
     return environment.get_template(SECTIONS).render(
         page=page,
         finding=kind.finding(frames),

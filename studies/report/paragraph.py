@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.style import number
 from studies.figures.wording import few, listed, mass_words, of_all, pairs, plural, span
+from studies.findings.applicable import another_loss
 from studies.findings.exponents import Exponent, fit_exponent, signed
 from studies.findings.numbers import (
     MARGIN,
@@ -20,6 +20,7 @@ from studies.findings.numbers import (
     ratio,
     spread_of,
 )
+from studies.findings.written import number
 from studies.report.paragraph_confinement import about_confinement, confinement_clause
 
 if TYPE_CHECKING:
@@ -66,13 +67,15 @@ def what_was_seen(summary: pd.DataFrame) -> str:
     return (
         f"{plural(len(summary), 'pair')} of networks that {'differs' if one else 'differ'} in one training sample "
         f"(n = {few(summary['n'])}, mass {few(summary['mass'])}, {plural(summary['seed'].nunique(), 'seed')}) "
-        f"moved apart by {span(spread_of(summary['measured_sup']))} on the worst training sample; "
-        "1 is the distance from 0 to a target."
+        f"moved apart by {span(spread_of(summary['measured_sup']))} on the worst training sample"
+        + (", in units of the outputs." if another_loss(summary) else "; 1 is the distance from 0 to a target.")
     )
 
 
 def paper_in_short(summary: pd.DataFrame) -> list[str]:
     total, bound = len(summary), paper_bound(summary)
+    if another_loss(summary):
+        return ["The paper's bound T0, and T1 to T3, do not apply: they need ½‖y − a‖².", *metric_rungs(summary)]
     if not bound.over_floor:
         return [
             "The paper's bound T0 makes no statement: "
@@ -92,6 +95,22 @@ def paper_in_short(summary: pd.DataFrame) -> list[str]:
         sentences.append(f"In {of_all(bound.not_applicable, total)} ξ cannot be told from 0 and T0 is infinite.")
     if bound.broken:
         sentences.append(f"The measurement exceeds T0 in {of_all(bound.broken, total)}.")
+    return sentences
+
+
+def metric_rungs(summary: pd.DataFrame) -> list[str]:
+    """What stands in their place under another loss: T3H in the metric H⁻¹, and where T2H has a rate above 0."""
+    over, total = spread_of(ratio(summary, "T3H", "measured_H")), len(summary)
+    applies, worst = int(summary["T2H"].notna().sum()), float(summary["rate_H"].min())
+    sentences = []
+    if over:
+        sentences.append(
+            f"T3H, a bound in the metric H⁻¹ on the flow without drift, is {span(over)} times what it bounds."
+        )
+    if applies < total:
+        sentences.append(
+            f"T2H is applicable in {of_all(applies, total)}: the smallest rate is {number(worst)}, and it needs one above 0."
+        )
     return sentences
 
 
@@ -133,6 +152,8 @@ def about_paper_bound(summary: pd.DataFrame) -> list[str]:
 
 
 def about_exponents(summary: pd.DataFrame, draws: int) -> list[str]:
+    if another_loss(summary):
+        return []  # of T0; the figure has those of what is stated
     masses = sorted((float(mass) for mass in summary["mass"].unique()), reverse=True)
     fits = {
         (mass, column): fit_exponent(summary[summary["mass"] == mass], column, draws=draws)
@@ -173,6 +194,8 @@ def edge(fit: Exponent, name: str) -> float:
 
 
 def about_ladder(summary: pd.DataFrame) -> list[str]:
+    if another_loss(summary):
+        return metric_rungs(summary)
     total = len(summary)
     last = spread_of(ratio(summary, "T3", "measured_l2"))
     sentences = [f"T3 is {span(last)} times the stacked divergence ‖e‖."] if last else []

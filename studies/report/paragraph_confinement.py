@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from studies.figures.style import number
 from studies.figures.wording import listed, plural
 from studies.findings.confinement import change_with_mass, equal_loss
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,10 @@ import numpy as np
 
 from studies.figures.bounds import EXPONENTS, NAMES
 from studies.figures.lines import KINDS, LINES
-from studies.figures.style import number
+from studies.findings.applicable import stated
 from studies.findings.exponents import Exponent
 from studies.findings.numbers import exponents, ratio
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,22 +44,22 @@ class Table:
     caption: str = field(default="")
 
 
-def line_table() -> list[dict[str, object]]:
-    """The lines of the figures by kind: label, formula, of what norm."""
+def line_table(summary: pd.DataFrame | None = None) -> list[dict[str, object]]:
+    """The lines of the figures by kind: label, formula, of what norm; with a summary those it has numbers for."""
     about = {
         "T0": "stated per sample, proved for ‖e‖",
         "T5": "per sample",
         "trivial_sup": "per sample",
         "vacuity_floor": "on ‖e‖",
     }
-    about |= dict.fromkeys(("T1", "T1c", "T2", "T3", "T4"), "on ‖e‖")
+    about |= dict.fromkeys(("T1", "T1c", "T2", "T3", "T2H", "T3H", "T4"), "on ‖e‖")
     kinds: dict[str, list[str]] = {}
     for column, line in LINES.items():
-        if column in ("T5_others", "measured_others"):
+        if column in ("T5_others", "measured_others") or (summary is not None and not stated(summary, [column])):
             continue
         text = line.formula if line.label in (line.formula, "measured") else f"{line.label}: {line.formula}"
         kinds.setdefault(line.kind, []).append(f"{text} ({about[column]})" if column in about else text)
-    return [{"kind": kind, "meaning": KINDS[kind], "lines": kinds[kind]} for kind in KINDS]
+    return [{"kind": kind, "meaning": KINDS[kind], "lines": kinds[kind]} for kind in KINDS if kind in kinds]
 
 
 def assumption_table(assumptions: pd.DataFrame) -> Table:
@@ -109,6 +110,9 @@ BOUND_COLUMNS = (
     "T1c",
     "T2",
     "T3",
+    "T2H",
+    "T3H",
+    "rate_H",
     "vacuity_floor",
     "T4",
     "path_l2",
@@ -129,6 +133,7 @@ HEADINGS = {
     "path_sup": ("path maxᵢ", "theory-free path length, worst sample"),
     "trivial_sup": ("2L", "trivial level per sample"),
     "measured_sup": ("maxᵢ |eᵢ|", "measured, worst training sample"),
+    "rate_H": ("ρ", "infimum over the run of the rate in the metric H⁻¹"),
     "xi": ("ξ", "infimum of λ_min(H) over the run"),
     "kappa": ("κ", "supremum of ‖∂outputs/∂θ‖ per sample"),
     "L": ("L", "supremum of ‖∂loss/∂output‖"),
@@ -138,7 +143,7 @@ HEADINGS = {
     "measured_replaced": ("replaced", "measured at the replaced sample"),
     "measured_others": ("others", "measured at the other training samples"),
     "measured_heldout": ("held-out", "measured at held-out points"),
-    "train_loss": ("loss", "final training loss of the run on S, mean of ½‖y − a‖²"),
+    "train_loss": ("loss", "final training loss of the run on S"),
 }
 CONSTANT_COLUMNS = (
     "xi",
@@ -163,9 +168,9 @@ def median_tables(summary: pd.DataFrame) -> list[Table]:
     return [
         medians(
             over,
-            BOUND_COLUMNS,
+            stated(over, BOUND_COLUMNS),
             "Bounds and measurements, suprema over training [network-output units; the two ratios have no unit]; "
-            "∞ where ξ is 0.",
+            "∞ where ξ is 0, – where a bound is not applicable.",
         ),
         medians(
             summary,
@@ -195,12 +200,12 @@ def medians(summary: pd.DataFrame, columns: Sequence[str], caption: str) -> Tabl
 
 def exponent_table(summary: pd.DataFrame) -> Table:
     """Exponents with intervals: a row per quantity, a column per mass."""
-    fits = exponents(summary, EXPONENTS)
+    fits = exponents(summary, tuple(stated(summary, EXPONENTS)))
     masses = list(dict.fromkeys(fits["mass"]))
     found: dict[tuple[float, str], Exponent] = {(mass, name): fit for mass, name, fit in fits.itertuples(index=False)}
     rows = [
         [NAMES.get(name, LINES[name].label), LINES[name].kind, *(with_note(found[mass, name]) for mass in masses)]
-        for name in EXPONENTS
+        for name in stated(summary, EXPONENTS)
     ]
     head = [
         ("quantity", "fitted as n^b"),

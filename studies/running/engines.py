@@ -5,6 +5,7 @@ worker that dies in the middle of an item is replaced and the item given out aga
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -70,6 +71,12 @@ def in_process(
 def call(task: Callable[[Item], Result], item: Item, threads: int) -> Result:
     with thread_limit(threads):
         return task(item)
+
+
+def call_in_child(task: Callable[[Item], Result], item: Item, threads: int) -> Result:
+    """:func:`call` in a process that was started with :func:`child_variables`: libraries that it has yet to load take their
+    number of threads from there, and a task that needs none of them does not wait for them."""
+    return call(task, item, threads) if "torch" in sys.modules else task(item)
 
 
 @contextmanager

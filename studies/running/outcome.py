@@ -51,30 +51,28 @@ def attempt(study: Study, point: Point, *, attempts: int = ATTEMPTS) -> Outcome:
 
 
 def _once(compute: Callable, study: Study, point: Point, tried: int) -> "tuple[Any, Failure | None]":
+    try:
+        return compute(study, point), None
+    except Exception as error:
+        return None, failure_of(error, study.device, tried)
+
+
+def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
+    """What an exception means for the study."""
     from nt_kernel.errors import NumericalError
     from optim.step_limit import StepTooLargeError
 
-    try:
-        return compute(study, point), None
-    except StepTooLargeError as error:
-        failure = Failure("step", str(error), _text(error), tried, error.lr, error.limit, error.where or "")
-    except NumericalError as error:
-        failure = Failure("numerical", str(error), _text(error), tried)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            failure = Failure("other", f"{type(error).__name__}: {error}", _text(error), tried)
-        else:
-            advice = "write a smaller n or width, or fewer replacements or workers"
-            failure = Failure("memory", f"not enough memory on {study.device}; {advice}", _text(error), tried)
-    except (ValueError, TypeError, ImportError) as error:
-        failure = Failure("input", str(error), _text(error), tried)
-    except Exception as error:
-        failure = Failure("other", f"{type(error).__name__}: {error}", _text(error), tried)
-    return None, failure
-
-
-def _text(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))
+    said, text = str(error), "".join(traceback.format_exception(error))
+    if isinstance(error, StepTooLargeError):
+        return Failure("step", said, text, tried, error.lr, error.limit, error.where or "")
+    if isinstance(error, NumericalError):
+        return Failure("numerical", said, text, tried)
+    if _out_of_memory(error):
+        advice = "write a smaller n or width, or fewer replacements or workers"
+        return Failure("memory", f"not enough memory on {device}; {advice}", text, tried)
+    if isinstance(error, ValueError | TypeError | ImportError):
+        return Failure("input", said, text, tried)
+    return Failure("other", f"{type(error).__name__}: {said}", text, tried)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from studies.running.engines import (
     OnLost,
     Result,
     WorkerLost,
-    call,
+    call_in_child,
     child_variables,
     environment,
     raise_lost,
@@ -45,11 +45,8 @@ class _Worker:
         self.pipe.send((item,))
 
     def end(self) -> None:
-        self.process.terminate()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        self.process.kill()
+        self.process.join()
         self.pipe.close()
 
 
@@ -70,7 +67,6 @@ def process_pool(
     """
     waiting, again, lost = iter(items), [], Counter()
     crew: list[_Worker] = []
-    finished = False
 
     def next_item():
         if again:
@@ -107,10 +103,10 @@ def process_pool(
                     item = worker.item
                     crew.remove(worker)
                     worker.process.join(5)
-                    error = _lost(worker)
                     worker.end()
-                    if not worker.ready:
-                        raise error from None
+                    error = _lost(worker)
+                    if not worker.ready and (worker.process.exitcode or 0) >= 0:
+                        raise error from None  # it could not start, and no other one will
                     lost[item] += 1
                     if lost[item] < attempts:
                         again.append(item)
@@ -125,13 +121,11 @@ def process_pool(
                 else:
                     item, worker.item = worker.item, None
                     yield item, value
-        finished = True
     finally:
+        for worker in crew:  # idle ones too: they hold nothing, and would take their time to leave
+            worker.process.kill()
         for worker in crew:
-            if finished:
-                worker.pipe.close()  # it ends by itself
-                worker.process.join(10)
-            worker.end() if not finished or worker.process.is_alive() else None
+            worker.end()
 
 
 def _lost(worker: _Worker) -> WorkerLost:
@@ -174,7 +168,7 @@ def _serve(pipe: connection.Connection, task: Callable, threads: int) -> None:
         except EOFError:
             return
         try:
-            answer = (DONE, call(task, item, threads))
+            answer = (DONE, call_in_child(task, item, threads))
         except Exception as error:
             answer = (RAISED, error)
         pipe.send(answer)

@@ -15,7 +15,7 @@ from studies.running.engines import (
     OnLost,
     Result,
     WorkerLost,
-    call,
+    call_in_child,
     child_variables,
     raise_lost,
 )
@@ -50,7 +50,7 @@ def ray_tasks(
             raise ValueError(
                 f'cluster = {cluster}: no Ray cluster answers there; write cluster="" to start one'
             ) from error
-    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(call)
+    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(call_in_child)
     waiting, lost, flying = iter(items), Counter(), {}
     room = workers or max(int(ray.cluster_resources().get("CPU", 1) // threads), 1)
     try:

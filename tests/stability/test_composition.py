@@ -122,6 +122,7 @@ def test_worst_cases_attain_the_formulas(kind):
     beyond = feedback(first, second, [[edge * (1 + 1e-6)]], [[g21]])
     assert not beyond.feasible
     assert "g₁₂g₂₁" in beyond.reason
+    assert beyond.reason.endswith(f"= {edge * g21:.6g}")
     # the cascade's inequality is an equality at its ε
     rate = 0.6 if kind == "continuous" else 0.8
     series = cascade(first, second, [[5.0]], rate=rate)

@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stability.contraction.metric import certified_metric, contraction_metric
 from stability.contraction.sdp import Programs
+from stability.contraction.search import exponent_limit
 
 SPIRAL = np.array([[0.0, 1.0], [-1.0, -0.5]])
 SHEAR = np.array([[-1.0, 5.0], [0.0, -1.0]])
@@ -71,10 +73,15 @@ def test_the_shear_largest_rate_first_is_wrong():
     assert best.gain == pytest.approx(10, rel=0.01)
     assert best.gain >= 10 * (1 - 1e-9)
     assert best.rate == pytest.approx(0.5, abs=0.06)
+    assert best.gain <= 10 * (1 + 1e-5)  # λ = ½ is the first rate looked at, and the best one seen is kept
     programs = Programs("continuous", [SHEAR])
     for rate in (0.3, 0.7, 0.95, 0.999):  # and 25 002 at 0.9999
         (Theta,) = programs.roundest(2 * rate)
         assert np.linalg.cond(Theta) == pytest.approx((2.5 / (1 - rate)) ** 2, rel=1e-3)
+        assert np.linalg.eigvalsh(Theta)[0] == pytest.approx(1)
+    tight = contraction_metric([SHEAR], objective="gain", condition=9.0)
+    assert tight.condition <= 9 * (1 + 1e-8)
+    assert tight.gain == pytest.approx(3 / (1 - 2.5 / 3), rel=0.02)
     eager = contraction_metric([SHEAR])
     assert eager.rate == pytest.approx(1 - 2.5e-3, abs=2e-4)  # χ ≤ 10⁶ is spent
     assert eager.gain > 90 * best.gain
@@ -149,6 +156,28 @@ def test_symmetric_closed_loops_need_no_program():
         assert found.solves == 0
         assert found.condition == 1
         torch.testing.assert_close(found.metric, torch.eye(3, dtype=F64))
+
+
+def test_a_curved_loss_contracts_in_the_inverse_kernel():
+    """ė = −HSe of a loss of curvature S: in Θ = H⁻¹ the rate is λ_min(H^½SH^½), which no metric betters."""
+    draw = np.random.default_rng(0)
+    H, S = (np.diag(draw.uniform(0.2, 3, 3)) + 0.1 * B @ B.T for B in draw.standard_normal((2, 3, 3)))
+    closed = np.linalg.eigvals(H @ S).real.min()
+    given = certified_metric([-H @ S], np.linalg.inv(H))
+    assert given.rate == pytest.approx(closed, rel=1e-9)
+    assert given.condition == pytest.approx(np.linalg.cond(H))
+    found = contraction_metric([-H @ S])
+    assert closed * (1 - 1e-3) <= found.rate <= closed
+    assert contraction_metric([-H @ S], objective="gain").gain <= given.gain * (1 + 1e-6)
+
+
+def test_what_a_varying_metric_cannot_beat():
+    A, h, chi = SPIRAL, 0.3, 4.0
+    q, _ = exponent_limit("continuous", [A], condition=chi, intervals=[h], time_varying=True)
+    grown = np.linalg.norm(scipy.linalg.expm(A * h), 2)  # ≤ √χ·e^(−λh), q = 2λ
+    assert grown == pytest.approx(np.sqrt(chi) * np.exp(-q / 2 * h))
+    q, _ = exponent_limit("discrete", [A], condition=chi, time_varying=True)
+    assert np.linalg.norm(A, 2) == pytest.approx(np.sqrt(chi) * np.sqrt(-q))
 
 
 def test_many_samples_are_generated_not_listed():

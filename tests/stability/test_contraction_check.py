@@ -129,3 +129,22 @@ def test_growth_is_certified_too():
     found = check_metric("discrete", [np.diag([2.0, 0.5])], [np.eye(2)])
     assert 2 <= found.rate < 2 + 1e-12
     assert found.condition == 1
+
+
+def test_the_last_digit_of_a_discrete_rate():
+    for value in np.random.default_rng(0).uniform(0.1, 0.9, 200):
+        found = check_metric("discrete", [np.array([[value]])], [np.eye(1)])
+        assert Fraction(value) <= Fraction(found.rate) <= Fraction(value) * (1 + Fraction(1, 10**14))
+
+
+def test_rounding_of_the_products_is_in_the_slack():
+    """ΘA + AᵀΘ cancels to a 10⁻⁷th of its terms, so that forming it loses what a Cholesky factorisation cannot see."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        Q = np.linalg.qr(draw.standard_normal((3, 3)))[0]
+        Theta = (Q * np.geomspace(1, 30, 3)) @ Q.T
+        Theta, K = (Theta + Theta.T) / 2, 1e7 * draw.standard_normal((3, 3))
+        A = np.linalg.solve(Theta, K - K.T) - np.eye(3)
+        margin = certified_slack("continuous", [A], [Theta], 0.1)
+        slack = next(iter(slacks("continuous", [A], [Theta], 0.05, None)))
+        assert is_semidefinite(combine((1, slack), (-Fraction(margin), exact(np.eye(3)))))

@@ -131,6 +131,16 @@ def test_one_metric_for_any_number_of_outputs_and_turning_kernels():
     assert "no metric Θ₂ ⊗ I for λ in [0.001, 3]" in wide.reason
 
 
+@pytest.mark.parametrize(("lr", "b"), [(0.9, 0.5), (0.5, 0.8)])
+def test_nesterov_splits_by_pairs_of_successive_kernels(lr, b):
+    """One output, H from step to step 0.6, 1, 0.6, 1: Θ₂ of the pairs is the metric of the whole."""
+    kernels = [torch.full((1, 1), v, dtype=F64) for v in (0.6, 1.0, 0.6, 1.0)]
+    whole = contraction_metric(momentum_matrices(kernels, lr, b, nesterov=True), kind="discrete")
+    split = momentum_metric(kernels, lr, b, nesterov=True)
+    assert split.feasible
+    assert split.rate == pytest.approx(whole.rate, abs=1e-4)
+
+
 def test_dampening_of_the_first_step_counts():
     kernels = [torch.eye(2, dtype=F64) * v for v in (1.0, 1.0, 1.0)]
     found = momentum_metric(kernels, 0.4, 0.3, dampening=0.5)

@@ -28,6 +28,7 @@ def test_the_slow_basis_is_invariant_and_slow(seed, kind, largest):
     W = np.linalg.svd(V.T)[2][k:].T
     assert out == pytest.approx(np.linalg.norm(W.T @ mean @ V, 2), abs=1e-12)
     assert back == pytest.approx(np.linalg.norm(V.T @ mean @ W, 2), abs=1e-12)
+    assert leaks([mean, 3 * mean, 2 * mean], V) == pytest.approx((3 * out, 3 * back))
 
 
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["continuous", "discrete"]))
@@ -108,6 +109,9 @@ def test_long_runs_of_large_systems_take_the_recursion():
     for t, A in enumerate(matrices):
         e, bound = torch.from_numpy(A) @ e, bound * found.rate
         assert found.norm(e, t + 1) <= bound * (1 + 1e-12)
+    fastest = contraction_metric(matrices, kind="discrete", time_varying=True, max_states=5, condition=1e6)
+    assert fastest.rate < found.rate - 0.1
+    assert found.gain < 0.5 * fastest.gain
     tight = contraction_metric(matrices, kind="discrete", time_varying=True, max_states=5, condition=1.01)
     assert not tight.feasible
     assert "no program was solved for 12 states" in tight.reason

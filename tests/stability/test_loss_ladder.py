@@ -195,7 +195,7 @@ def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold(**drawn
 
 @pytest.mark.slow  # the solver takes small steps across every kink of Huber's gradient
 @given(name=st.sampled_from(sorted(FLOWS)), **FLOW_RUNS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_on_the_flow_of_models_linear_in_their_parameters_the_rungs_hold_at_length(**drawn):
     check_linear_flow(**drawn)
 

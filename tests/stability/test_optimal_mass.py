@@ -86,6 +86,7 @@ def test_cutting_planes_and_clarabel_agree(seed, constraint):
         assert found.improvement >= 1 - 1e-9
     assert found.ratio_equal == pytest.approx(ratio(snapshots, [1.0] * 3), rel=1e-8)
     assert found.improvement == pytest.approx(found.ratio_equal / found.ratio)
+    assert found.cost.startswith(f"{found.rounds} linear programs")
 
 
 @given(seed=st.integers(0, 10_000))
@@ -128,6 +129,17 @@ def test_a_snapshot_is_the_dense_jacobians():
     torch.testing.assert_close(H, weighted / n)
 
 
+@pytest.mark.parametrize("floor", [0.5, 0.01])
+def test_a_layer_that_only_costs_goes_to_the_floor(floor):
+    """Layer 1 has rank one and adds to h alone: w₀ + 4w₁ ≤ 1, w₁ ≥ floor/5; masses are scaled back to h = 5."""
+    kernels = {"0": torch.eye(2, dtype=F64), "1": torch.full((2, 2), 4.0, dtype=F64)}
+    blocks = {"0": torch.ones(2, 1, 1, dtype=F64), "1": torch.full((2, 1, 1), 4.0, dtype=F64)}
+    found = optimal_masses([MassSnapshot(kernels, blocks, 2)], floor=floor)
+    assert found.masses["1"] == pytest.approx(1 / floor, rel=1e-6)
+    assert found.masses["0"] == pytest.approx(1 / (5 - 4 * floor), rel=1e-6)
+    assert found.ratio == pytest.approx(2 / (1 - 4 * floor / 5), rel=1e-6)
+
+
 def test_without_replacements_there_are_only_the_samples():
     model, x, *_ = small_problem()
     assert mass_snapshot(model, x).blocks["0"].shape == (4, 2, 2)
@@ -153,6 +165,22 @@ def test_equal_inputs_leave_nothing_to_optimise():
     model, x, *_ = small_problem()
     with pytest.raises(NumericalError, match="λ_min"):
         optimal_masses([mass_snapshot(model, torch.cat([x, x[:1]]))])
+
+
+def test_the_masses_are_masses_of_the_optimizer():
+    """Woodbury(mass=found.masses) takes the step θ_α ← θ_α − lr·w_α∇_αh with the weights of the program."""
+    model, x, a, replacements, _ = small_problem()
+    found = optimal_masses([mass_snapshot(model, x, torch.stack([z.x for z in replacements]))])
+    (0.5 * (model(x) - a).square().sum(1).mean()).backward()
+    expected = {
+        name: p.detach() - 0.01 / found.masses[name.rpartition(".")[0]] * p.grad for name, p in model.named_parameters()
+    }
+    opt = Woodbury(model, lr=0.01, mass=found.masses, scale="none", check_step=False)
+    opt.zero_grad()
+    (0.5 * (model(x) - a).square().sum(1).mean()).backward()
+    opt.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
 
 
 def test_masses_lower_T1_on_digits():

@@ -53,8 +53,12 @@ def test_one_step_is_the_trace_minimal_outer_ellipsoid(seed, D, a, b):
 
 def test_it_encloses_what_was_predicted_of_its_candidates():
     model, x, a, zs, _ = small_problem(seed=3, n=5, twins=5)
-    for mass in (1.0, 0.05):
-        given_ = {"steps": 12, "lr": 0.2, "mass": mass, "cg_steps": 2}
+    draw = torch.Generator().manual_seed(0)
+    labels, classes = torch.randint(2, (2, 5), generator=draw)
+    of_classes = labels, [Replacement(z.index, z.x, c) for z, c in zip(zs, classes, strict=True)]
+    for mass, loss in ((1.0, "squared"), (0.05, "squared"), (0.05, "cross_entropy")):
+        a, zs = of_classes if loss == "cross_entropy" else (a, zs)
+        given_ = {"steps": 12, "lr": 0.2, "mass": mass, "cg_steps": 2, "loss": loss}
         found = uniform_estimate(model, x, a, zs, **given_)
         for steps in (1, 4, 12):
             predicted = predict_twins(model, x, a, zs, **given_ | {"steps": steps})

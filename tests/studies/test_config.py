@@ -29,14 +29,20 @@ def test_shipped_studies_are_sound_and_have_a_quick_version_with_the_same_keys(n
     study, quick = Study.from_toml(name), Study.from_toml(name, quick=True)
     assert study.title
     assert study.question
-    assert len(quick.points()) * quick.steps < len(study.points()) * study.steps / 10
+    assert type(quick) is type(study)
+    assert quick.axes().keys() == study.axes().keys()
+    assert effort(quick) < effort(study) / 4
+
+
+def effort(study):
+    """In the units of the study's kind; kinds without steps count them in their work, or have none."""
+    return sum(study.kind_object.work(study, point) for point in study.points()) * getattr(study, "steps", 1)
 
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_written_out_a_study_reads_back_equal(name, tmp_path):
-    study = Study.from_toml(
-        name, ["lr=auto", "output_metric=squared", 'title="a \\"quoted\\" title"', "mass=1e-7,3", "workers=2"]
-    )
+    more = ["lr=auto", "output_metric=squared", "mass=1e-7,3"] if name == "digits" else []
+    study = Study.from_toml(name, ['title="a \\"quoted\\" title"', "workers=2", *more])
     (tmp_path / "again.toml").write_text(study.to_toml(), encoding="utf-8")
     assert Study.from_toml(tmp_path / "again.toml") == study
 

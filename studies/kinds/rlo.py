@@ -1,0 +1,125 @@
+"""Any optimizer on one data set with its twins: where the loss settles, how thick the residual is, how far twins diverge."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from studies.definition.fields import Count, Positive, Table
+from studies.definition.kinds import Kind, Section, TableSpec
+from studies.definition.points import Point
+from studies.definition.training import TrainingStudy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Nonnegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Rule(Table):
+    """``name`` and, for the RLO family, η, Ψ (``memory``), Φ (``direction``), the scale of tanh, global normalisation."""
+
+    name: Literal["rlo", "rlo-lambda", "rlo-lifted", "sgd", "momentum", "adam", "adamw", "lion", "woodbury"] = "rlo"
+    eta: Annotated[float, Field(gt=0, le=1)] = 0.1
+    memory: Literal["gradient", "ema", "lion", "adam"] = "ema"
+    direction: Literal["identity", "tanh", "sign", "normalized"] = "tanh"
+    scale: Positive = 0.01
+    normalize: bool = False
+    weight_decay: Nonnegative = 0.0
+
+
+class RloStudy(TrainingStudy):
+    """The keys of ``kind = "rlo"``; any of them may be an axis, "rule.eta" = [0.1, 1.0]."""
+
+    kind: str = "rlo"
+    rule: Rule = Rule()
+    lr: Positive = 0.01
+    loss: Literal["cross_entropy", "squared"] = "cross_entropy"
+    batch: Count = 32
+    steps: Count = 300
+    every: Count = 10
+    level: Positive = 0.1
+    judge: Literal["loss_tail", "loss_final"] = "loss_tail"
+
+
+def run_point(study: RloStudy, point: Point) -> dict[str, "pd.DataFrame"]:
+    from studies.data.subsets import draw
+    from studies.experiments.optimizers import make_optimizer, twin_tables
+
+    at = study.at(point)
+    options: dict[str, Any] = at.rule.model_dump(exclude={"name"}) | {"mass": point.mass}
+    tables = twin_tables(
+        draw(at, point),
+        lambda model: make_optimizer(model, at.rule.name, at.lr, options, at.loss),
+        loss=at.loss,
+        batch=at.batch,
+        steps=at.steps,
+        every=at.every,
+        seed=point.seed,
+        level=at.level,
+    )
+    for table in tables.values():
+        for place, (name, value) in enumerate(study.columns(point).items()):
+            table.insert(place, name, value)
+    return tables
+
+
+def work(study: RloStudy, point: Point) -> float:
+    """Steps of all runs; a Woodbury step costs ten others, a convolution three."""
+    at = study.at(point)
+    each = (10 if at.rule.name == "woodbury" else 1) * (1 if at.model.architecture == "mlp" else 3)
+    return at.steps * (1 + study.grid.replacements) * each
+
+
+def check(study: RloStudy) -> None:
+    from studies.data.subsets import check_data
+
+    check_data(study)
+
+
+def sections(frames) -> list[Section]:
+    from studies.figures.rlo import QUANTITIES, sweep_figure, varying
+
+    names = ", ".join(varying(frames))
+    seeds = frames.summary["seed"].nunique()
+    shown = "; ".join(f"{title}" for title, _ in QUANTITIES.values())
+    return [
+        Section(
+            "sweep",
+            "What the study varies",
+            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
+            "A run that diverged counts with chance accuracy and is left out of the losses.",
+            lambda: sweep_figure(frames),
+        )
+    ]
+
+
+def finding(frames) -> list[str]:
+    from studies.findings.rlo import sentences
+
+    return sentences(frames)
+
+
+def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
+    from studies.findings.rlo import means, tuned
+
+    found = [("Mean and half width of the 95 % interval over seeds", means(frames))]
+    if "lr" in frames.summary.columns and frames.summary["lr"].nunique() > 1:
+        found.insert(0, ("At the learning rate with the least steady-state loss", means(tuned(frames))))
+    return found
+
+
+RLO = Kind(
+    name="rlo",
+    what="optimizers of the RLO family and others: steady state, velocity residual, divergence of twins",
+    config=RloStudy,
+    tables={
+        "summary": TableSpec(("replaced", "replacement"), ("loss_tail", "held_out", "sup")),
+        "trajectories": TableSpec(("replaced", "replacement", "step"), ("loss", "sup")),
+    },
+    run_point=run_point,
+    work=work,
+    check=check,
+    sections=sections,
+    finding=finding,
+    numbers=numbers,
+)

@@ -1,0 +1,103 @@
+"""Kinds of study: the registry, and a kind of one's own through every command."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from studies import Study, load_results, run_study
+from studies.cli import main
+from studies.definition.config import ConfigError
+from studies.definition.kinds import KINDS, Kind, kind_of
+from studies.results.compare import compare_results
+
+OWN = 'kind = "tests.studies.light_kind:LIGHT"\ntitle = "Light"\n[grid]\nsize = [1, 3]\nseeds = 2\n[quick]\nseeds = 1\n'
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent.parent.parent)])
+    (tmp_path / "light.toml").write_text(OWN)
+    return tmp_path / "light.toml"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_one(name):
+    kind = kind_of(name)
+    assert isinstance(kind, Kind)
+    assert kind.name == name
+    assert next(iter(kind.tables)) == "summary"
+    assert issubclass(kind.config, Study)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("twin", "did you mean twins?"), ("no.module:KIND", "cannot be imported"), ("math:pi", "is a float; expected a")],
+)
+def test_a_kind_that_is_none(kind, words, tmp_path):
+    (tmp_path / "study.toml").write_text(f'kind = "{kind}"\n[grid]\nn = 6\n')
+    with pytest.raises(ConfigError, match="kind = ") as failure:
+        Study.from_toml(tmp_path / "study.toml")
+    assert words in str(failure.value)
+
+
+def test_a_kind_of_ones_own_runs_is_drawn_resumed_and_compared(own, capsys):
+    assert main(["run", "light.toml", "--out", "one"]) == 0
+    frames = load_results("one")
+    assert list(frames.summary.columns) == ["size", "seed", "draw", "value"]
+    assert list(frames.summary["size"]) == [1] * 6 + [3] * 6
+    page = Path("one/report.html").read_text(encoding="utf-8")
+    assert f"The mean is {frames.summary['value'].mean():.3f}." in page
+    assert "<script" not in page
+    assert main(["run", "light.toml", "grid.power=2.0,3.0", "--out", "two", "--quick"]) == 0
+    assert load_results("two").summary["power"].nunique() == 2
+    point = Study.from_toml("light.toml").points()[0]
+    record = json.loads(Path(f"one/points/{point.key}/point.json").read_text())
+    assert record["host"]
+    assert record["commit"]
+    Path(f"one/points/{point.key}/point.json").unlink()
+    assert main(["resume", "one", "workers=1"]) == 0
+    pd.testing.assert_frame_equal(load_results("one").summary, frames.summary)
+    capsys.readouterr()
+    assert main(["resume", "one", "power=3"]) == 2
+    assert "power is 2.0 there, 3.0 here" in capsys.readouterr().err
+    assert main(["run", "light.toml", "power=2.5", "--out", "three"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "one", "three"]) == 0
+    shown = capsys.readouterr().out
+    assert "power  2.0   2.5" in shown
+    assert "12 rows in both, 0 only in one" in shown
+    found = compare_results("one", "three")
+    row = found.numbers.set_index("column").loc["value"]
+    ratios = load_results("three").summary["value"] / frames.summary["value"]
+    assert row["right/left"] == pytest.approx(ratios.median())
+    assert not found.equal
+    assert compare_results("one", "one").equal
+
+
+def test_wrong_input_of_the_new_commands_is_one_line(own, capsys):
+    assert main(["resume", "nowhere"]) == 2
+    assert "is not a results folder" in capsys.readouterr().err
+    assert main(["compare", "nowhere", "elsewhere"]) == 2
+    assert "no summary.parquet" in capsys.readouterr().err
+
+
+def test_a_plan_names_points_time_and_memory(own, capsys):
+    assert main(["plan", "light.toml", "wait=0.2", "workers=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 points, 1 at a time" in shown
+    assert "MiB" in shown
+    total = shown.splitlines()[-1]
+    assert "of memory at a time" in total
+    seconds = float(total.split("about ")[1].split(" s")[0])
+    assert 0.8 <= seconds <= 4  # four points of 0.2 s and what a busy machine adds
+    assert not Path("results").exists()  # nothing is written
+
+
+def test_own_study_from_python(own):
+    study = Study.from_toml("light.toml", ["size=2", "seeds=1"])
+    frames = run_study(study, "python", progress=False)
+    assert frames.summary["value"].mean() == pytest.approx(4, abs=2)

@@ -1,0 +1,104 @@
+"""examples/ci as what it is, a project of its own: it passes, and each kind of change fails with its own message."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "examples" / "ci"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """``project(*changes, options)``: a copy with some text replaced in its model, tested by a Python of its own."""
+    shutil.copytree(SOURCE, tmp_path / "ci", ignore=shutil.ignore_patterns("__pycache__", ".pytest_cache"))
+
+    def run(old="", new="", options=()):
+        model = tmp_path / "ci" / "tinylab" / "model.py"
+        text = (SOURCE / "tinylab" / "model.py").read_text()
+        assert old in text
+        model.write_text(text.replace(old, new))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "contraction_stability_pytest",
+            "-p",
+            "no:cacheprovider",
+            *options,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTEST_ADDOPTS", None)
+        done = subprocess.run(
+            command, cwd=tmp_path / "ci", env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_it_passes_as_it_is_and_says_what_changed(project):
+    status, out = project()
+    assert status == 0, out
+    assert "16 passed" in out
+    status, out = project("torch.tanh", "torch.relu")
+    assert status == 1
+    assert "AssumptionViolated: assumption violated: C¹ activations (P8) is violated" in out
+    assert "calls relu, which has a kink), at layer '1'" in out
+    status, out = project("else 0.1", "else 0.2", ["--assumptions-report=html"])
+    assert status == 1
+    assert "AssumptionViolated" not in out
+    assert re.search(r"positive_rate has moved from its baseline: .* \(\+14\.5 %\), tolerance", out)
+
+
+def test_its_files_fit_together():
+    workflow = (SOURCE / ".github" / "workflows" / "stability.yml").read_text()
+    assert "pytest --numprocesses 2 --junitxml junit.xml --assumptions-report=html" in workflow
+    readme = (SOURCE / "README.md").read_text()
+    for name in ("tests/test_stability.py", "tests/test_stability.assumptions.toml", "tinylab/model.py"):
+        assert (SOURCE / name).exists()
+        assert name in readme
+
+
+@pytest.mark.slow
+def test_it_runs_in_an_environment_of_its_own(tmp_path):
+    """Installed into a fresh environment: the entry point alone turns the plugin on, with two workers as in the workflow."""
+    shutil.copytree(SOURCE, tmp_path / "ci")
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    # torch and what else is needed come from where these tests run; the two projects are installed.
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "others.pth").write_text("\n".join(others))
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "results", "shared"))
+    for source in (tmp_path / "source", tmp_path / "ci"):
+        subprocess.run([*install, str(source)], env=environment, check=True)
+    done = subprocess.run(
+        [python, "-m", "pytest", "--numprocesses", "2", "--assumptions-report=html"],
+        cwd=tmp_path / "ci", env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16 passed" in done.stdout
+    assert "AssumptionCheck" not in done.stdout
+    assert (tmp_path / "ci" / "assumptions-report.html").exists()
