@@ -271,7 +271,7 @@ def test_input_that_cannot_be_used_is_refused_with_what_to_write():
         ({"skip": ["nothing"]}, "unknown assumption"),
         ({"steps": 0}, "steps must be an int >= 1"),
         ({"flow": "odd"}, "did you mean 'ode'"),
-        ({"loss": "mse"}, "unknown loss"),
+        ({"loss": "hinge"}, "unknown loss"),
     ]
     for options, said in refused:
         with pytest.raises(ValueError, match=said):
@@ -333,7 +333,7 @@ def test_noise_in_backward_passes_and_in_hidden_state_is_found_and_named():
 
         @staticmethod
         def backward(context, gradient):
-            return gradient * (1 + 1e-9 * torch.rand(()))
+            return gradient * (1 + 1e-9 * torch.rand((), dtype=F64))
 
     class Layer(nn.Linear):
         def forward(self, x):
