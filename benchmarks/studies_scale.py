@@ -94,7 +94,8 @@ def page(rows: list[dict], wait: float) -> str:
         "# Running many points",
         "",
         f"`python -m benchmarks.studies_scale` on {platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[1]:.0f}: where that is more than the cores, other work makes most of the wall times, and the CPU time is what counts. "
+        f"{os.getloadavg()[1]:.0f}: where that is more than the cores, other work makes most of the wall times, "
+        "and the CPU time is what counts. "
         f"Points that wait {wait:g} s; 2 workers; one of them killed by its process id in each run.",
         "Overhead of a point: wall time of the study beyond points × wait / workers, start of the workers and the killed "
         "one's lost point included, times workers over points. Memory: largest resident size of the driver in each "

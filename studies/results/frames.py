@@ -78,7 +78,7 @@ class Frames:
     def parts(self) -> list[tuple[dict[str, Any], Frames]]:
         """The study cut by width and by every axis beside n and mass: figures of bounds compare n and mass alone."""
         names = ["width", *self.extra_axes]
-        found = self.summary[names].drop_duplicates().sort_values(names, key=lambda column: column)
+        found = self.summary[names].drop_duplicates().sort_values(names)
         rows = [dict(zip(names, row, strict=True)) for row in found.itertuples(index=False)]
         many = [name for name in names if self.summary[name].nunique() > 1]
         return [({name: row[name] for name in many}, self.where(row)) for row in rows]
