@@ -21,6 +21,7 @@ ROOMS = {
         "report",
         "kinds",
         "running",
+        "sensitivity",
         "cli",
     ],
 }
