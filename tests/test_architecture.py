@@ -16,6 +16,7 @@ ROOMS = {
         "definition",
         "results",
         "data",
+        "experiments",
         "findings",
         "figures",
         "report",

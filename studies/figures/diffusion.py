@@ -18,7 +18,7 @@ QUANTITIES = {"loss": "held-out noise-prediction loss", "inexactness": "δ / exa
 
 
 def _tuned(frames: Frames):
-    from studies.kinds.diffusion import best
+    from studies.findings.diffusion import best
 
     return best(frames)[["solver", "budget", "lr", "seed"]]
 

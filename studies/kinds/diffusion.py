@@ -91,16 +91,9 @@ def sections(frames) -> list[Section]:
     ]
 
 
-def best(frames) -> "pd.DataFrame":
-    """The rows of the summary at each solver's and budget's best learning rate (least mean held-out loss)."""
-    keys = ["solver", "budget"]
-    mean = frames.summary.groupby([*keys, "lr"], as_index=False)["loss"].mean()
-    chosen = mean.loc[mean.groupby(keys)["loss"].idxmin(), [*keys, "lr"]]
-    return frames.summary.merge(chosen, on=[*keys, "lr"])
-
-
 def finding(frames) -> list[str]:
     from studies.figures.style import number
+    from studies.findings.diffusion import best
 
     said = []
     for budget, rows in best(frames).groupby("budget"):
@@ -116,6 +109,8 @@ def finding(frames) -> list[str]:
 
 
 def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
+    from studies.findings.diffusion import best
+
     table = best(frames).groupby(["budget", "solver"], as_index=False)
     table = table.agg(
         lr=("lr", "first"),
