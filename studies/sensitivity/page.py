@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.style import COLUMN, UNIT, log_limits, log_y, new_figure, number, series_style, styled
+from studies.figures.style import COLUMN, UNIT, log_limits, log_y, new_figure, series_style, styled
+from studies.findings.written import number
 
 if TYPE_CHECKING:
     from studies.definition.config import Study

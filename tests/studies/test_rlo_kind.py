@@ -12,7 +12,7 @@ from studies import Study
 from studies.definition.config import shipped_studies
 from studies.experiments.optimizers import LOSSES, RULES, accuracy, evaluated, make_optimizer, train, twin_tables
 from studies.experiments.resnet import resnet18
-from studies.findings.rlo import axes_of, interval, means, per_seed, sentences, tuned
+from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
 from studies.kinds.rlo import RLO
 from tests.studies.test_movement_kinds import frames_of
 
@@ -135,7 +135,7 @@ def test_a_study_and_its_words():
     )  # t of 1 degree
     (section,) = RLO.sections(frames)
     assert len(section.make().axes) == 4
-    words = sentences(frames)
+    words = RLO.finding(frames)
     assert words[0].startswith("Least steady-state loss: direction")
     assert len(RLO.numbers(frames)) == 2
 
