@@ -46,6 +46,15 @@ RATIOS = {
 }
 
 
+def columns_of(labels: Sequence[str]) -> int:
+    """Columns of a legend that a page has room for.
+
+    >>> columns_of(["n 6", "n 12"]), columns_of(["optimizer woodbury-momentum"] * 6)
+    (2, 3)
+    """
+    return max(min(len(labels), 100 // (max(map(len, labels), default=0) + 6)), 1)
+
+
 def is_numeric(values: Sequence) -> bool:
     return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
 
@@ -101,7 +110,7 @@ def over_axis_figure(
     axes[0].set_ylabel(unit)
     if by is not None:
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), handlelength=3.0)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(labels), handlelength=3.0)
     return figure
 
 
@@ -127,7 +136,7 @@ def trajectory_figure(trajectories: pd.DataFrame, axis: str, columns: Mapping[st
         ax.set_title(title, fontsize=7.5)
     axes[0].set_ylabel(UNIT)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), handlelength=3.0)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(labels), handlelength=3.0)
     return figure
 
 

@@ -40,7 +40,7 @@ def draw_predicted(ax: Axes, summary: pd.DataFrame, place: str, by: str) -> Axes
     log_y(ax, low, high)
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(ax.yaxis.get_major_locator().__class__(subs=(1.0, 3.0), numticks=6))
+    ax.xaxis.set_major_locator(ax.yaxis.get_major_locator().__class__(subs=(1.0, 2.0, 5.0), numticks=6))
     ax.xaxis.set_major_formatter(ax.yaxis.get_major_formatter())
     ax.minorticks_off()
     ax.set_xlabel("measured, twin trained")

@@ -41,16 +41,19 @@ def ray_tasks(
     """
     ray = _ray()
     ours = not ray.is_initialized()
+    variables = child_variables(threads) | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    surroundings = {"env_vars": variables}
     if ours:
-        variables = child_variables(threads) | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         place = {"address": cluster} if cluster else {"num_cpus": max(workers, 1) * threads, "include_dashboard": False}
         try:
-            ray.init(**place, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
+            ray.init(**place, log_to_driver=False, logging_level="ERROR", runtime_env=surroundings)
         except ConnectionError as error:
             raise ValueError(
                 f'cluster = {cluster}: no Ray cluster answers there; write cluster="" to start one'
             ) from error
     remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(call_in_child)
+    if not ours:  # a session of the caller's own, whose workers know nothing of the study
+        remote = remote.options(runtime_env=surroundings)
     waiting, lost, flying = iter(items), Counter(), {}
     room = workers or max(int(ray.cluster_resources().get("CPU", 1) // threads), 1)
     try:
