@@ -212,9 +212,10 @@ def draw(found: Mapping[str, Sequence[Result]], path: Path) -> None:
                 colour, dash = looks[result.name]
                 loss = np.array([curve.loss for curve in result.curves])
                 seconds = np.median([curve.seconds for curve in result.curves], axis=0)
-                for axis, at in ((left, result.curves[0].steps), (right, seconds)):
-                    axis.plot(at, np.median(loss, axis=0), color=colour, ls=dash, lw=1.3, label=result.name)
-                    axis.fill_between(at, loss.min(0), loss.max(0), color=colour, alpha=0.15, lw=0)
+                for axis, at, first in ((left, result.curves[0].steps, 0), (right, seconds, 1)):  # log 0 has no place
+                    shown, at = loss[:, first:], at[first:]
+                    axis.plot(at, np.median(shown, axis=0), color=colour, ls=dash, lw=1.3, label=result.name)
+                    axis.fill_between(at, shown.min(0), shown.max(0), color=colour, alpha=0.15, lw=0)
             left.set(ylabel=f"{task}: training loss", yscale="log", xlabel="steps")
             right.set(xlabel="CPU seconds (log)", xscale="log")
             for axis in (left, right):
