@@ -34,7 +34,7 @@ def test_one_row_of_the_coverage_page():
     assert row["strided-path"]["tested"] == 4
     assert row["strided-path"]["correlation"] > 0.99
     assert row["strided-path"]["error"] < row["kernel-path"]["error"]
-    assert len(row["per sample"]) == 23
+    assert len(row["per sample"]) == coverage.CALIBRATION + 4
     assert bool((row["ellipsoid"] >= 1).all())
     text = coverage.summary([row]) + coverage.table([row])
     assert "| conformal, strided-path | 4 |" in text
