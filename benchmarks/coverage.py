@@ -24,8 +24,8 @@ CALIBRATION, TESTED, STEPS = 39, 30, 60
 METHODS = ("strided-path", "kernel-path")
 ABOUT = (
     "Tanh networks with two hidden layers of 64 on data sets of scikit-learn, squared loss, M = I, scale mean, lr 0.1, "
-    f"{STEPS} steps. Each setting has data, replacements and an initialisation of its own: {CALIBRATION} twins S^(k→z'), drawn at random, calibrate the conformal factor q for "
-    f"α = {ALPHA:g}; {TESTED} more are trained and held back. `covered`: share of them with measured sup divergence ≤ "
+    f"{STEPS} steps. Each setting has data, replacements and an initialisation of its own: {CALIBRATION} twins S^(k→z'), "
+    f"drawn at random, calibrate the conformal factor q for α = {ALPHA:g}; {TESTED} more are trained and held back. `covered`: share of them with measured sup divergence ≤ "
     "q·predicted; `over`: median of q·predicted/measured. `per sample`: the estimate for all replacements of each k "
     f"(`uniform_per_sample`, α = {LEVEL:g}, no trained twin) on all {CALIBRATION + TESTED} trained twins; `ellipsoid`: the "
     "one of `uniform_estimate` for every (k, z'), from 24 candidates, along strides. Bands: central 95 %; "
@@ -44,7 +44,7 @@ QUICK = [("wine", (0.1,), (6,))]
 
 
 def study(name: str, n: int, mass: float, settings: Settings, *, tested: int, steps: int, seed: int = 0) -> dict:
-    """All numbers of one setting, drawn by ``seed``: the rows of :func:`stability.prediction.coverage.coverage` by method, and the estimates."""
+    """All numbers of one setting, drawn by ``seed``: the rows of ``stability.prediction.coverage.coverage``, the estimates."""
     twins = CALIBRATION + tested
     x, a, drawn, held_out = draw_study(name, n, twins + POOL, 10, seed, settings.device)
     model, zs, pool = network((x.shape[1], 64, 64, a.shape[1]), seed, settings.device), drawn[:twins], drawn[twins:]
