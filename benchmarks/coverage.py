@@ -25,8 +25,8 @@ METHODS = ("strided-path", "kernel-path")
 ABOUT = (
     "Tanh networks with two hidden layers of 64 on data sets of scikit-learn, squared loss, M = I, scale mean, lr 0.1, "
     f"{STEPS} steps. Each setting has data, replacements and an initialisation of its own: {CALIBRATION} twins S^(k→z'), "
-    f"drawn at random, calibrate the conformal factor q for α = {ALPHA:g}; {TESTED} more are trained and held back. `covered`: share of them with measured sup divergence ≤ "
-    "q·predicted; `over`: median of q·predicted/measured. `per sample`: the estimate for all replacements of each k "
+    f"drawn at random, calibrate the conformal factor q for α = {ALPHA:g}; {TESTED} more are trained and "
+    "held back. `covered`: share of them with measured sup divergence ≤ q·predicted; `over`: median of q·predicted/measured. `per sample`: the estimate for all replacements of each k "
     f"(`uniform_per_sample`, α = {LEVEL:g}, no trained twin) on all {CALIBRATION + TESTED} trained twins; `ellipsoid`: the "
     "one of `uniform_estimate` for every (k, z'), from 24 candidates, along strides. Bands: central 95 %; "
     "binomial as if the tests were independent, and exact for tests that share the q of their setting."
