@@ -24,6 +24,7 @@ ABOUT = (
     "loss is that of the whole training set; seconds are CPU seconds of the steps alone (with "
     "`--threads 1` seconds of one core). K-FAC is curvlinops' for the mini-batch at hand, without running averages."
 )
+CAPTION = "Lines: medians over seeds; bands: smallest to largest; seconds from the first evaluation after the start."
 METHOD = ""  # no rounds: the runs are what is timed
 CASES = [("digits", 5, 250), ("images", 5, 250), ("diabetes", 5, 250)]  # task, seeds, steps
 QUICK = [("diabetes", 2, 20)]
@@ -239,4 +240,4 @@ def report(settings: Settings, cases: Sequence[tuple[str, int, int]], stem: Path
         tables.append(f"{table(f'{task.title}; {steps} steps of {task.batch}', results)}\n\n{standing(results)}")
         picture = stem.with_suffix(".svg")
         draw(found, picture)
-        yield f"![Training loss]({picture.name})\n\n" + "\n\n".join(tables)
+        yield "\n\n".join([f"![Training loss]({picture.name})", CAPTION, *tables])
