@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_it_runs_in_an_environment_of_its_own(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
         "OMP_NUM_THREADS": "1"
     }
-    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "results", "shared"))
+    _copy_of_what_is_installed(tmp_path / "source")
     for source in (tmp_path / "source", tmp_path / "ci"):
         subprocess.run([*install, str(source)], env=environment, check=True)
     done = subprocess.run(
@@ -102,3 +103,21 @@ def test_it_runs_in_an_environment_of_its_own(tmp_path):
     assert "16 passed" in done.stdout
     assert "AssumptionCheck" not in done.stdout
     assert (tmp_path / "ci" / "assumptions-report.html").exists()
+    program = "import contraction_stability_pytest, stability, importlib.metadata as m; "
+    program += "print(stability.__file__, m.distribution('contraction-stability').locate_file(''))"
+    out = subprocess.run(
+        [python, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert all(path.startswith(str(site)) for path in out.stdout.split())  # not the working tree these tests run in
+
+
+def _copy_of_what_is_installed(where: Path) -> None:
+    """The sources that pyproject.toml names: a build writes beside them, and what else lies about is large."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    where.mkdir()
+    for name in ("pyproject.toml", settings["project"]["readme"], *settings["project"]["license-files"]):
+        shutil.copy(ROOT / name, where)
+    for name in settings["tool"]["setuptools"]["py-modules"]:
+        shutil.copy(ROOT / f"{name}.py", where)
+    for name in {package.partition(".")[0] for package in settings["tool"]["setuptools"]["packages"]}:
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -51,8 +51,8 @@ _SPECS = (
          "Both twins have the same kernel on S, as models linear in their parameters do.", NEGLIGIBLE),
     Spec("one_metric", "one metric", "max_α ‖G'^−½(G − G')G'^−½‖ at θ₀", "P8", NEGLIGIBLE, True,
          "Both twins move in the same metric, though each builds it on its own data.", NEGLIGIBLE),
-    Spec("step_limit", "step below its limit", "bound on lr·λ_max(H), both twins", "Euler step of P4", 2.0, True,
-         "The linearised step contracts for each twin with its own H."),
+    Spec("step_limit", "step below its limit", "bound on lr·λ_max(ΛHΛᵀ), both twins", "Euler step of P4", 2.0, True,
+         "The linearised step contracts for each twin with its own H; ∇²ℓ = ΛᵀΛ, so that squared loss has lr·σλ_max(H)."),
     Spec("gradient_flow", "gradient flow", "sup_t‖y − y_flow‖ / sup_t‖y_flow − y_0‖", "P4", FLOW_DEFECT, True,
          "The run follows the continuous flow of which the theorem speaks, rather than finite steps."),
     Spec("squared_loss", "squared loss", "‖∇²_yℓ − σI‖₂ / σ", "P6", NEGLIGIBLE, True,
@@ -105,7 +105,7 @@ def limits_of(changed: Mapping[str, float] | None) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"the limit of {key} must be a finite number >= 0, got {value!r}")
         if key == "step_limit" and not 0 < value <= 2:
-            raise ValueError(f"the limit of step_limit is on lr·λ_max(H): above 0, at most 2; got {value!r}")
+            raise ValueError(f"the limit of step_limit is on lr·λ_max(ΛHΛᵀ): above 0, at most 2; got {value!r}")
         if key in ("bounded_jacobian", "bounded_gradients") and value < 1:
             raise ValueError(f"the limit of {key} is a growth over the start, at least 1; got {value!r}")
         limits[key] = float(value)

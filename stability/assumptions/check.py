@@ -99,6 +99,7 @@ class _Check:
     skip: frozenset[str]
     flow: str
     lr: float = math.nan
+    sigma: float = 1.0  # curvature of the loss: it steps like the squared loss at lr·σ
 
     def verdicts(self) -> list[Assumption]:
         model, x, limits = self.model, self.x, self.limits
@@ -115,14 +116,16 @@ class _Check:
             self._at_points(found, {0: None})
             return found + self._open(found, "twins are trained under squared loss only")
         sigma = curvature(self.loss, y, self.targets)
-        self.lr *= 1.0 if abs(sigma - 1) < 1e-9 else sigma  # a loss of curvature σ steps like lr·σ
+        self.sigma = 1.0 if abs(sigma - 1) < 1e-9 else sigma
+        if self.moves.lr == "auto":
+            self.lr /= self.sigma  # λ_max(ΛHΛᵀ) = σλ_max(H) ≤ σN
         result, watch, failure = self._study()
         alone = self._alone(found, failure)
         if result is not None:
-            found += self._along(result, watch, sigma)
+            found += self._along(result, watch)
         if isinstance(failure, StepTooLargeError):
             at = {"step": watch.instants if result is None else result.pairs[0]["steps"] + 1}
-            found.append(step_limit(failure.lr, 2 / failure.limit, limits["step_limit"], **at))
+            found.append(step_limit(self.lr, 2 * self.sigma / failure.limit, limits["step_limit"], **at))
         self._at_points(found, {0: None} if alone is None else {0: None, len(alone.outputs) - 1: alone.end})
         return found + self._open(found, f"the run stopped: {failure}")
 
@@ -146,7 +149,7 @@ class _Check:
         while True:
             watch = Watch()
             try:
-                options = {"steps": count, "lr": self.lr, "observer": watch, **self.moves.metric}
+                options = {"steps": count, "lr": self.lr * self.sigma, "observer": watch, **self.moves.metric}
                 return train_twins(self.model, self.x, self.targets, self.twins, **options), watch, failure
             except (StepTooLargeError, NumericalError) as error:
                 first, failure = failure, failure or error
@@ -158,7 +161,7 @@ class _Check:
         """Determinism of the run and its distance to the flow, into ``found``; the run."""
         if failure is not None or self.skip >= {"determinism", "gradient_flow"}:
             return None
-        data = (self.model, self.x, self.targets, self.moves, self.lr)
+        data = (self.model, self.x, self.targets, self.moves, self.lr * self.sigma)
         try:
             first = run_alone(*data, self.steps)
             if "determinism" not in self.skip:
@@ -170,7 +173,7 @@ class _Check:
             return None
         return first
 
-    def _along(self, result: TwinResult, watch: Watch, sigma: float) -> list[Assumption]:
+    def _along(self, result: TwinResult, watch: Watch) -> list[Assumption]:
         limits, run, places = self.limits, result.run, watch.places
         structural = why_singular(self.model, self.x, self.targets.shape[1])
         layer = {"layer": watch.kappa_layer(self.model)}
@@ -179,7 +182,7 @@ class _Check:
         found = [
             positive_rate(xi, structural, limits["positive_rate"], **places["xi"]),
             bounded("bounded_jacobian", watch.kappa, limits["bounded_jacobian"], places["kappa"] | layer),
-            bounded("bounded_gradients", [sigma * L for L in watch.L], limits["bounded_gradients"], places["L"]),
+            bounded("bounded_gradients", [self.sigma * L for L in watch.L], limits["bounded_gradients"], places["L"]),
             self._step(rate, run["lambda_max"]),
         ]
         if structural:
@@ -199,7 +202,7 @@ class _Check:
 
     def _step(self, bounds, known) -> Assumption:
         limit, at = self.limits["step_limit"], int(bounds.argmax())
-        found = step_limit(self.lr, float(bounds.max()), limit, float(known.max()), step=at)
+        found = step_limit(self.lr, self.sigma * float(bounds.max()), limit, self.sigma * float(known.max()), step=at)
         return found if found.verdict != "violated" else replace(found, step=int(known.argmax()))
 
     def _at_points(self, found: list[Assumption], points: dict) -> None:

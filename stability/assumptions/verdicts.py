@@ -74,7 +74,8 @@ def one_metric(gap: float, replaced: int, limit: float = NEGLIGIBLE, **place) ->
 def step_limit(lr: float, rate: float, limit: float = 2.0, known: float | None = None, **place) -> Assumption:
     """lr·λ_max < 2 for every twin with its own H. ``rate`` is an upper bound on λ_max, ``known`` an attained value of it.
 
-    A bound above a ``limit`` that the attained value keeps decides nothing.
+    λ_max is that of ΛHΛᵀ where ∇²ℓ = ΛᵀΛ: λ_max(H) for ℓ = ½‖y − a‖², σλ_max(H) for its σ-fold. A bound above a ``limit``
+    that the attained value keeps decides nothing.
 
     >>> step_limit(1.0, 1.5).verdict, step_limit(1.0, 1.5, 1.0, 0.9).verdict, step_limit(1.0, 1.5, 1.0, 1.2).verdict
     ('holds', 'undecided', 'violated')
@@ -93,7 +94,7 @@ def gradient_flow_followed(defect: float, dynamics: str) -> Assumption:
     value = 0.0 if dynamics == "flow" else defect
     verdict = "holds" if value <= NEGLIGIBLE else "undecided" if value <= FLOW_DEFECT else "violated"
     reason = "integrated to tolerance" if dynamics == "flow" else "Euler steps; T0 to T3 speak of the flow"
-    quantity, equation = "sup of curvature and lr·λ_max/2 per step", CATALOGUE["gradient_flow"].equation
+    quantity, equation = "sup of curvature and lr·λ_max(ΛHΛᵀ)/2 per step", CATALOGUE["gradient_flow"].equation
     name, margin = CATALOGUE["gradient_flow"].name, FLOW_DEFECT - value
     return Assumption(name, quantity, value, FLOW_DEFECT, margin, verdict, reason, equation)
 

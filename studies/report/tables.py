@@ -22,8 +22,8 @@ VERDICTS = ("holds", "violated", "undecided")
 MEANING = {
     "positive rate": "H has no eigenvalue that is 0: "
     "the linearised error equation of the run on S contracts in every direction.",
-    "step below its limit": "Each run's own linearised error equation is not amplified by a step: lr·λ_max(H) < 2, "
-    "shown by an upper bound of lr·λ_max(H) for each twin with its own H.",
+    "step below its limit": "Each run's own linearised error equation is not amplified by a step: lr·λ_max(ΛHΛᵀ) < 2 "
+    "with ∇²ℓ = ΛᵀΛ (λ_max(H) for ½‖y − a‖²), shown by an upper bound for each twin with its own H.",
     "gradient flow": "The run follows the continuous flow of which the theorem speaks, rather than finite steps.",
     "squared loss": "The output gradient is the residual, so the error equation is linear in it.",
     "C¹ activations": "The network has a continuous derivative along the run; ReLU has kinks.",

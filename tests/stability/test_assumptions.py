@@ -1,11 +1,18 @@
 """Each assumption is caught when it fails and passes when it holds; the metric gap equals its dense definition."""
 
+import math
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from stability import Replacement, train_twins
-from stability.assumptions import no_kernel_drift, positive_rate, resolved_by_floats, smooth_activations
+from stability.assumptions import CATALOGUE, no_kernel_drift, positive_rate, resolved_by_floats, smooth_activations
+from stability.assumptions.alone import Alone, determinism, same_bits
+from stability.assumptions.catalogue import FLOW_DEFECT, limits_of
+from stability.assumptions.verdicts import float_sufficiency, gradient_flow_followed, one_metric, step_limit
 from tests.stability.dense import F64, DenseRun, small_problem, twin_data
 from tests.stability.test_twins import CASES, matrix_metric, softmax_metric
 
@@ -65,6 +72,8 @@ def test_metric_gap_is_the_relative_difference_of_the_dense_metrics(case):
     [
         (nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "holds", "C¹"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus()), "holds", "C¹"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ELU()), "holds", "C¹"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ELU(alpha=0.5)), "violated", "layer '1' (ELU)"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "violated", "layer '1' (ReLU)"),
         (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LeakyReLU())), "violated", "layer '1.0' (LeakyReLU)"),
         (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "undecided", "'1' (LayerNorm)"),
@@ -80,6 +89,59 @@ def test_margins_point_to_the_good_side():
     assert positive_rate(0.2, "").margin > 0
     assert no_kernel_drift(0.5, 1.0, 0).margin < 0 < no_kernel_drift(0.0, 1.0, 0).margin
     assert resolved_by_floats(1e-15, 0.5, 0).margin > 0 > resolved_by_floats(0.4, 0.5, 0).margin
+    assert gradient_flow_followed(0.0, "euler").margin > 0 > gradient_flow_followed(0.4, "euler").margin
+
+
+def test_a_share_at_its_limit_holds_and_a_rate_or_a_step_at_its_limit_does_not():
+    at, above = 0.25, math.nextafter(0.25, 1)
+    for found in (
+        lambda share: no_kernel_drift(share, 1.0, 0, at),
+        lambda gap: one_metric(gap, 0, at),
+        lambda share: resolved_by_floats(share, 1.0, 0, at),
+        lambda share: float_sufficiency(share, at),
+    ):
+        assert (found(at).verdict, found(above).verdict) == ("holds", "violated")
+    assert gradient_flow_followed(FLOW_DEFECT, "euler").verdict == "undecided"
+    assert positive_rate(at, "", at).verdict == "violated"
+    assert positive_rate(above, "", at).verdict == "holds"
+    assert step_limit(1.0, 2.0).verdict == "violated"
+    assert step_limit(1.0, math.nextafter(2.0, 0)).verdict == "holds"
+    assert step_limit(0.5, 5.0, 2.0, 4.0).verdict == "violated"
+    assert no_kernel_drift(1.0, 0.0, 0).verdict == "violated"  # a drift where nothing else disturbs
+
+
+def test_limits_are_those_of_the_page_and_end_where_they_have_to():
+    page = (Path(__file__).parents[2] / "docs" / "assumptions.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| `(\w+)` \|.*limit \(([-0-9.e]+)\)", page, re.MULTILINE)
+    assert len(said) == 9
+    assert {key: float(limit) for key, limit in said} == {key: CATALOGUE[key].limit for key, _ in said}
+    assert limits_of({"step_limit": 2})["step_limit"] == 2
+    assert limits_of({"bounded_jacobian": 1})["bounded_jacobian"] == 1
+    for key, limit in (("step_limit", math.nextafter(2, 3)), ("bounded_gradients", math.nextafter(1, 0))):
+        with pytest.raises(ValueError, match=f"limit of {key}"):
+            limits_of({key: limit})
+
+
+def test_the_last_bit_counts_for_determinism():
+    class Late(nn.Linear):
+        """Another last bit from the third pass on."""
+
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            y = super().forward(x)
+            return y if self.calls < 3 else torch.nextafter(y, y + 1)
+
+    x = torch.eye(3, dtype=F64)
+    found = determinism(Late(3, 1).double(), x)
+    assert (found.verdict, 0 < found.value < 1e-15) == ("violated", True)
+    outputs = torch.ones(4, 3, 1, dtype=F64)
+    other = outputs.clone()
+    other[2, 1] += 2**-52
+    found = same_bits(Alone(outputs, {}), Alone(other, {}))
+    assert (found.verdict, found.value, found.step, found.sample) == ("violated", 2**-52, 2, 1)
+    assert same_bits(Alone(outputs, {}), Alone(outputs.clone(), {})).verdict == "holds"
 
 
 def test_singular_kernels_are_undecided_only_when_nothing_forces_them():

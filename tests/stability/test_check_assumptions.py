@@ -161,6 +161,11 @@ def test_a_loss_of_constant_curvature_is_trained_as_its_multiple():
     assert "σ = 0.666667" in half["squared_loss"].reason
     assert half["step_limit"].value == pytest.approx(same["step_limit"].value)
     assert half["bounded_gradients"].value == pytest.approx(2 / 3 * same["bounded_gradients"].value)
+    assert half.context["lr"] == 0.3  # as it was given; the limit of it is 3/2 of that under ½‖y − a‖²
+    limits = [float(report["step_limit"].reason.rpartition(" ")[2]) for report in (half, same)]
+    assert limits[0] == pytest.approx(1.5 * limits[1], rel=1e-3)
+    auto = check_assumptions(model, (x, a), steps=2, loss=lambda y, b: 3 * (y - b).square().sum())  # σ = 6
+    assert (auto.context["lr"], auto["step_limit"].verdict) == (pytest.approx(1 / 6), "holds")
 
 
 def test_another_loss_leaves_undecided_what_needs_a_run():
@@ -212,6 +217,8 @@ def test_an_output_that_nothing_moves_is_named():
         ([1.0, 2.1] + [1.0] * 20, "violated"),
         (torch.linspace(1, 1.6, 21).tolist(), "undecided"),  # 0.03 a step: past 2 within the next 20
         (torch.linspace(1, 1.4, 21).tolist(), "holds"),
+        (torch.linspace(1, 1.9, 18).tolist() + [1.9] * 3, "holds"),  # the last tenth of 20 steps stands still
+        ([*torch.linspace(1, 1.9, 20).tolist(), 1.9], "undecided"),  # half of it does
         ([1.0, math.nan, 1.0], "violated"),
         ([0.0, 0.0], "holds"),
         ([0.0, 1e-9], "violated"),

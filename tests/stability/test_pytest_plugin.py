@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from stability.assumptions import AssumptionViolated
+from stability.assumptions import AssumptionViolated, ConstantMoved
 from stability.assumptions.controls import axes, linear
+from stability.assumptions.verdict import Assumption
+from stability.regression.baselines import update
 from stability.regression.fixture import AssumptionCheck, Options
 
 pytest_plugins = "pytester"
@@ -292,6 +294,21 @@ def test_the_fixture_measures_a_model_with_the_limits_of_the_marker(tmp_path):
         assumption(*call, replacements=twins, steps=3)
     assert len(assumption.verdicts) == len(report)
     assert not assumption.updates
+
+
+def test_what_is_rounding_may_move_without_a_word(tmp_path):
+    """Where a value is noise (1e-9 of drift in one run, 3e-9 in the next), 1 % of it is no tolerance."""
+
+    def found(value):
+        return Assumption("no kernel drift", "share", value, 1e-6, 1e-6 - value, "holds", "", "P8")
+
+    path = tmp_path / "lab.assumptions.toml"
+    first = AssumptionCheck("test", path, Options(), updating=True)
+    first.require(found(1e-9))
+    update(path, {"test": first.updates}, {})
+    AssumptionCheck("test", path, Options()).require(found(3e-9))
+    with pytest.raises(ConstantMoved):
+        AssumptionCheck("test", path, Options(atol=0.0)).require(found(3e-9))
 
 
 def test_loading_the_plugin_loads_next_to_nothing():

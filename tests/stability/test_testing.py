@@ -36,7 +36,7 @@ def test_every_rung_that_holds_passes_and_says_how_tight_it_is(twins, rung):
 def test_a_series_that_is_broken_in_the_middle_is_seen(twins):
     result = twins[0]
     series = {name: values.copy() for name, values in result.trajectories.items()}
-    series["T5"][1, 7] = 0.5 * series["measured_sup"][1, 7]
+    series["T5"][1, 7] = (1 - 1e-4) * series["measured_sup"][1, 7]
     broken = type(result)(result.pairs, series, result.run, result.spectrum, [], result.times)
     with pytest.raises(AssertionError, match=r"T5 does not hold for the twin of sample 1: sup.* at step 7"):
         assert_bounded(broken, "T5")
@@ -45,6 +45,8 @@ def test_a_series_that_is_broken_in_the_middle_is_seen(twins):
 def test_a_bound_of_infinity_bounds_nothing():
     with pytest.raises(AssertionError, match="T0 = inf bounds nothing"):
         assert_bounded([{"replaced": 0, "T0": math.inf, "measured_l2": 1.0}], "T0")
+    with pytest.raises(AssertionError, match="T2 does not hold"):
+        assert_bounded([{"replaced": 0, "T2": 1.0, "measured_l2": 1 + 1e-6}], "T2")
     for options, said in (({"rung": "T6"}, "unknown rung"), ({"margin": 1.0}, "margin is a share")):
         with pytest.raises(ValueError, match=said):
             assert_bounded([{}], **options)
@@ -57,6 +59,7 @@ def test_predictions_are_held_against_trained_twins(twins):
         abs(p["predicted_sup"] / r["measured_sup"] - 1) for p, r in zip(prediction.pairs, result.pairs, strict=True)
     ]
     assert found == pytest.approx(max(exact))
+    assert assert_predicted([1.0], [2.0], tolerance=0.5)["error"] == 0.5
     with pytest.raises(AssertionError, match=r"twin \d was predicted at"):
         assert_predicted(prediction, result, tolerance=0.5 * found)
 
@@ -82,6 +85,22 @@ def test_coverage_fails_only_where_it_is_improbable():
         assert_predicted([1.0], [1.0])
 
 
+@pytest.mark.parametrize(("m", "t", "alpha"), [(9, 20, 0.2), (19, 12, 0.1)])
+def test_the_probability_of_a_coverage_is_that_of_counted_orders(m, t, alpha):
+    """All orders of m + t scores alike: of C(m + t, m), those with x test scores below the r-th calibration score."""
+    r = math.ceil((1 - alpha) * (m + 1) - 1e-9)
+    ways = [math.comb(x + r - 1, x) * math.comb(t - x + m - r, t - x) for x in range(t + 1)]
+    assert sum(ways) == math.comb(m + t, m)
+    covered = t // 2
+    chance = sum(ways[: covered + 1]) / sum(ways)
+    scores = np.concatenate([1.0 + np.arange(m), np.full(covered, 0.5), np.full(t - covered, 2.0 * m)])
+    options = {"alpha": alpha, "calibration": m}
+    found = assert_predicted(np.ones(m + t), scores, significance=0.999 * chance, **options)
+    assert (found["factor"], found["coverage"]) == (r, covered / t)
+    with pytest.raises(AssertionError, match=f"so few have probability {chance:.2g}"):
+        assert_predicted(np.ones(m + t), scores, significance=1.001 * chance, **options)
+
+
 def test_rates_are_least_squares_and_their_intervals_have_their_coverage():
     draw, n = np.random.default_rng(1), np.tile([8.0, 16.0, 32.0, 64.0], 6)
     seeds = np.repeat(np.arange(6), 4)
@@ -94,6 +113,9 @@ def test_rates_are_least_squares_and_their_intervals_have_their_coverage():
     assert slope == pytest.approx(
         np.polyfit(np.log(n), np.log(values), 1)[0]
     )  # all at once, where every seed has every n
+    slopes = [np.polyfit(np.log(n[:4]), np.log(values[seeds == s]), 1)[0] for s in range(6)]
+    half = 2.0150484 * math.sqrt(np.square(slopes - np.mean(slopes)).sum() / 5 / 6)  # t, 5 degrees, 90 %
+    assert (low, high) == (pytest.approx(slope - half), pytest.approx(slope + half))
     one = assert_rate(n[:4], values[:4], between=(-5, 5))
     assert one[0] == pytest.approx(np.polyfit(np.log(n[:4]), np.log(values[:4]), 1)[0])
     covariance = np.polyfit(np.log(n[:4]), np.log(values[:4]), 1, cov="unscaled")[1][0, 0]
@@ -138,6 +160,10 @@ def test_kernels_and_twin_studies_contract_as_their_extreme_eigenvalues_say(twin
     assert assert_contracting([H], lr=0.4, kind="continuous").rate == pytest.approx(0.5, rel=1e-3)
     expected = np.abs(1 - 0.1 * result.spectrum[:, [0, -1]]).max()
     assert assert_contracting(result).rate == pytest.approx(expected, rel=1e-9)
+    slowest = result.spectrum[:, 0].min()
+    assert assert_contracting(result, kind="continuous", rate=0.99 * slowest).rate == pytest.approx(slowest, rel=1e-9)
+    with pytest.raises(AssertionError, match=r"λ = .* was asked for"):
+        assert_contracting(result, kind="continuous", rate=1.01 * slowest)
     x, zs = torch.eye(3, dtype=F64)[[0, 1, 1]], [small_problem()[3][0]]
     zs = [type(zs[0])(0, 2 * x[0], torch.ones(1, dtype=F64))]
     repeated = train_twins(linear(3), x, torch.zeros(3, 1, dtype=F64), zs, steps=2, scale="none")

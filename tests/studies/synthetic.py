@@ -122,8 +122,8 @@ def assumption_rows(row: dict) -> list[dict]:
     why, share, null = "rows 3 and 5 are equal", row["drift_share"], row["null_sup"] / row["measured_sup"]
     rate = ("violated", why) if row["xi"] == 0 else ("holds", "λ_min(H) stays above its rounding radius")
     own, drift = "G is built on each twin's own data", "the proof drops (H'_S − H)r'"
-    limit = "bound on lr·λ_max(H), both twins"
-    flow, gap = "sup of curvature and lr·λ_max/2 per step", "max_α ‖G'^−½(G − G')G'^−½‖ at θ₀"
+    limit = "bound on lr·λ_max(ΛHΛᵀ), both twins"
+    flow, gap = "sup of curvature and lr·λ_max(ΛHΛᵀ)/2 per step", "max_α ‖G'^−½(G − G')G'^−½‖ at θ₀"
     return [
         entry(point, "positive rate", "ξ = inf λ_min(H)", row["xi"], 0.0, row["xi"], *rate, "P5, P14"),
         entry(point, "step below its limit", limit, 0.28, 2.0, 1.72, "holds", "", "Euler step of P4"),

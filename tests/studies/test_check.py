@@ -11,6 +11,7 @@ import stability
 from stability import AssumptionReport
 from stability.assumptions.verdict import Assumption
 from studies.cli import main
+from studies.definition.config import Study
 
 SMALL = ["check", "digits", "n=5", "mass=1", "seeds=1", "replacements=1", "width=8", "steps=3"]
 
@@ -50,6 +51,19 @@ def test_the_exit_status_is_the_worst_verdict_that_counts(fake, capsys, kinds, o
     assert "positive rate" in out
     word = {0: "holds", 1: "violated", 3: "undecided"}[status]
     assert f"digits: {word} at 1 points" in out
+
+
+def test_quick_checks_the_points_of_the_quick_study(fake, capsys):
+    fake("holds")
+    assert main(["check", "digits", "--quick"]) == 0
+    quick = len(Study.from_toml("digits", [], quick=True).points())
+    assert quick < len(Study.from_toml("digits", []).points())
+    assert f"digits: holds at {quick} points" in capsys.readouterr().out
+
+
+def test_a_study_of_another_kind_is_refused(capsys):
+    assert main(["check", "mini-batch"]) == 2
+    assert "this study is of kind 'loops'" in capsys.readouterr().err
 
 
 def test_a_study_is_checked_with_its_own_data_steps_and_replacements(monkeypatch, capsys):
