@@ -102,7 +102,7 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
         powers(1e-3),
     ),
-    "K-FAC": Contestant(kfac, powers(1e-3)),
+    "K-FAC": Contestant(kfac, powers(1e-4)),
     "Woodbury": Contestant(woodbury(), powers(1e-2)),
     "Woodbury, M = I": Contestant(woodbury("identity"), powers(1e-2)),
     "Woodbury, momentum .9": Contestant(woodbury(momentum=0.9), powers(1e-3)),

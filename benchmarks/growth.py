@@ -20,6 +20,7 @@ ABOUT = (
     "fixed costs no longer show; ± its standard error. The products of the structured algorithm alone grow as n², p², w¹; a "
     "Jacobian formed as a matrix costs n²p²w². Contenders whose Jacobian would exceed 0.5 GB leave out that size."
 )
+MEANING = {"n": "n, samples", "p": "p, outputs", "width": "w, width"}
 BASE = {"n": 64, "p": 10, "width": 256}
 CASES = [
     ("n", (8, 16, 32, 64, 128, 256, 512), "float32"),
@@ -161,11 +162,11 @@ def draw(sweeps: Sequence[Sweep], path: Path) -> None:
                         used, 1e3 * fit.constant * used**fit.exponent, "--", lw=2, alpha=0.5, color=colours[name]
                     )
             others = ", ".join(f"{key} = {value}" for key, value in BASE.items() if key != found.varied)
-            axis.set(xlabel=found.varied, title=others)
+            axis.set(xlabel=MEANING.get(found.varied, found.varied), title=others)
             axis.set_xticks(sizes_of(found), map(str, sizes_of(found)), minor=False)
             axis.minorticks_off()
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
-            axis.legend(title="exponent", frameon=False, fontsize=7, title_fontsize=7, **below)
+            axis.legend(title="exponent (dashed: the fit)", frameon=False, fontsize=7, title_fontsize=7, **below)
             sns.despine(ax=axis)
         axes[0].set_ylabel("milliseconds")
         figure.savefig(path, metadata={"Date": None})

@@ -1,5 +1,6 @@
 """kronfluence (Grosse et al., arXiv 2308.03296; pomonam/kronfluence) asked for effects on outputs instead of losses."""
 
+from copy import deepcopy
 from tempfile import TemporaryDirectory
 
 import torch
@@ -34,7 +35,13 @@ def output_effects(model: nn.Module, x: Tensor, inputs: Tensor, targets: Tensor,
         torch.manual_seed(0)
         task = Outputs()
         analyzer = Analyzer(
-            "outputs", prepare_model(model, task), task, cpu=True, disable_tqdm=True, output_dir=folder, log_level=40
+            "outputs",
+            prepare_model(deepcopy(model), task),
+            task,
+            cpu=True,
+            disable_tqdm=True,
+            output_dir=folder,
+            log_level=40,
         )
         factors = FactorArguments(
             strategy="ekfac", use_empirical_fisher=False, activation_covariance_dtype=dtype,

@@ -32,6 +32,8 @@ def scatter_figure(
     panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, columns: int = 3, what: str = "sup"
 ) -> None:
     """Predicted against trained on log axes with equal limits, a panel per method (its title) and the identity line."""
+    from matplotlib.ticker import NullLocator
+
     rows = -(-len(panels) // columns)
     sheet = new_figure(PAGE, 0.4 + 2.25 * rows)
     axes = sheet.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -43,6 +45,7 @@ def scatter_figure(
         log_y(axis, low, high)
         axis.xaxis.set_major_locator(axis.yaxis.get_major_locator())
         axis.xaxis.set_major_formatter(axis.yaxis.get_major_formatter())
+        axis.xaxis.set_minor_locator(NullLocator())
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:

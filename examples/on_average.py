@@ -123,11 +123,11 @@ def figure(found: dict[int, dict[str, OnAverage]]):
         draw(left, shift, [rows[name].stability for rows in found.values()], color, marker, label)
         draw(right, shift, [rows[name].difference for rows in found.values()], color, marker, None)
     left.set_ylim(0)
-    left.set_ylabel("loss ½‖y − a‖²")
+    left.set_ylabel("loss, ½ squared network-output units")
     right.axhline(0, color="black", linewidth=0.8, zorder=1)
-    right.set_ylabel("gap − stability, ½‖y − a‖²")
+    right.set_ylabel("gap − stability")
     for ax in (left, right):
-        n_axis(ax, list(found), margin=1.3)
+        n_axis(ax, list(found))
     first = next(iter(found.values()))["trained"]
     left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     right.set_title(f"95 % intervals, {first.draws} draws of S, {first.twins} twins each at most", fontsize=7)

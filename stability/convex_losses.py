@@ -20,9 +20,10 @@ from nt_kernel.factors import layer_factors
 from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import model_mass
 from stability.assumptions import smooth_activations
+from stability.losses import resolve_loss
 from stability.risk_constants import SAMPLINGS, ParameterConstants, is_affine, mass_roots
 
-CURVATURE = {"cross_entropy": 0.5, "logistic": 0.25}
+LOSSES = ("cross_entropy", "logistic")  # of bounded gradient and curvature, whatever θ
 
 
 def convex_constants(
@@ -50,8 +51,8 @@ def convex_constants(
     >>> found.lipschitz, found.smoothness, found.curvature  # 2, ¼(1 + 4)/2 + ½, ½
     (2.0, 1.125, 0.5)
     """
-    if loss not in CURVATURE:
-        raise ValueError(unknown_name("loss", loss, CURVATURE))
+    if loss not in LOSSES:
+        raise ValueError(unknown_name("loss", loss, LOSSES))
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, got {sampling!r}")
     if not 0 <= weight_decay < float("inf"):
@@ -85,7 +86,7 @@ def convex_constants(
     residual = (2.0 if loss == "cross_entropy" else aims.shape[1]) ** 0.5
     return ParameterConstants(
         n=len(x), lrs=steps, lipschitz=residual * largest**0.5,
-        smoothness=CURVATURE[loss] * top + weight_decay * inverse.max().item(),
+        smoothness=resolve_loss(loss).curvature(aims.shape[1]) * top + weight_decay * inverse.max().item(),
         curvature=weight_decay * inverse.min().item(), everywhere=True, both_runs=True, sampling=sampling,
         smooth=smooth_activations(model),
     )  # fmt: skip

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Study": "studies.definition.config",
         "ConfigError": "studies.definition.config",
         "run_study": "studies.running.runner",
+        "predict_study": "studies.sensitivity.predict",
         "load_results": "studies.results.store",
     },
 )

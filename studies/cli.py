@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         "check", help="the assumptions of the theorem at every point: 0 hold, 1 violated, 3 undecided"
     )
     add_options(check)
-    for command in (show, plan, run, check):
+    predict = commands.add_parser("predict", help="rank the training samples by what replacing them does, from one run")
+    predict.set_defaults(action=predict_study)
+    for command in (show, plan, run, check, predict):
         command.add_argument("study", metavar="STUDY", help="a name from `stability list`, or the path of a TOML file")
         command.add_argument(
             "overrides",
@@ -50,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--quick", action="store_true", help="the reduced grid of the study: within a minute")
     run.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY)")
+    predict.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/STUDY-predicted)")
+    predict.add_argument("--alpha", type=float, default=0.1, help="1 − coverage of the upper limits (default 0.1)")
+    predict.add_argument("--each", type=int, default=3, help="replacements tried per sample (default 3)")
 
     resume = commands.add_parser("resume", help="continue the study that a results folder holds")
     resume.add_argument("out", type=Path, metavar="DIR", help="a results folder")
@@ -170,6 +175,16 @@ def compare_folders(arguments: argparse.Namespace) -> None:
     print(found.numbers.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     if found.equal:
         print("every number is the same, bit for bit")
+
+
+def predict_study(arguments: argparse.Namespace) -> None:
+    from studies.sensitivity import predict
+
+    name = Path(arguments.study).stem + ("-quick" if arguments.quick else "") + "-predicted"
+    out = arguments.out or Path("results") / name
+    options = {"quick": arguments.quick, "alpha": arguments.alpha, "each": arguments.each}
+    predict.predict_study(arguments.study, out, arguments.overrides, command=["stability", *sys.argv[1:]], **options)
+    print(f"report: {out / 'report.html'}")
 
 
 def draw_report(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ ROOMS = {
         "report",
         "kinds",
         "running",
+        "sensitivity",
         "cli",
     ],
 }

@@ -1,8 +1,8 @@
 """``python -m benchmarks.peers.install``: the peers, none of which may replace our torch.
 
-Those that run on torch go into this environment without what they ask for (``torch.txt`` lists it pinned); each of the
-others gets an environment of its own under ``benchmarks/.peers``, made again when its list has changed. A peer that
-cannot be had is reported and left out: its rows say so.
+Those that run on torch go into this environment without what they ask for (``torch.txt`` and ``kronfluence.txt`` list it
+pinned); each of the others gets an environment of its own under ``benchmarks/.peers``, made again when its list has
+changed. A peer that cannot be had is reported and left out: its rows say so.
 """
 
 import subprocess
@@ -49,6 +49,7 @@ def main() -> int:
     """Install what can be had; 0 also where a peer could not."""
     steps = {
         "the peers on torch": lambda: install(Path(sys.executable), HERE / "torch.txt"),
+        "kronfluence": lambda: install(Path(sys.executable), HERE / "kronfluence.txt"),
         "neural-tangents": lambda: make_environment("neural_tangents"),
     }
     for name, step in steps.items():

@@ -101,6 +101,8 @@ def kronecker_preconditioner(forms: Sequence[Form], c: float, L: Tensor | None =
         return lambda u: u
     values, U = torch.linalg.eigh(between)
     basis = root @ U  # [..., q, q]
+    if not bool(values.isfinite().all() & basis.isfinite().all()):  # LAPACK may fail on numbers near the smallest
+        return lambda u: u
     nodes, weights, rest = interpolation((c * values).clamp_max(torch.finfo(values.dtype).max), trace)
     systems = nodes[..., None, None] * A[..., None, :, :]  # [..., G, N, N]
     systems.diagonal(dim1=-2, dim2=-1).add_(1)

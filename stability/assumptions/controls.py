@@ -180,7 +180,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("gradient_flow", "lr", 0.16, 0.12, _flow),
     Control("squared_loss", "share of r⁴", 1e-7, 1e-9, _quartic),
     Control("smooth_activations", "activation", "ReLU", "Softplus(beta=50)", _activation),
-    Control("determinism", "dropout in train mode", 0.1, 0.0, _dropout),
+    Control("determinism", "dropout in train mode", 0.5, 0.0, _dropout),
     Control("resolved_by_floats", "a' − a_k", 1e-13, 1e-11, _replaced_by),
     Control("float_sufficiency", "two inputs apart, in float32", 0.007, 0.01, lambda d: _close_inputs(d, torch.float32)),
 )  # fmt: skip

@@ -27,7 +27,17 @@ class RowFinder:
         """The rows of several passes together; what is wrong, in words, where they are none."""
         if not batches:
             return "no forward pass of the model received a gradient"
-        found = [self._index.get(key, -1) for x in batches for key in _keys(x)]
+        try:
+            found = [self._index.get(key, -1) for x in batches for key in _keys(x)]
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            RuntimeError,
+        ):  # inputs of another make: not for a recorder to refuse
+            return "not rows of x"
+        if not found:
+            return "the model was called without positional inputs"
         if -1 in found:
             return "not rows of x"
         if len(found) == self.size and found == self._all():
@@ -81,6 +91,8 @@ def _first_tensor(out) -> Tensor | None:
 
 
 def _keys(x):
-    tensors = [t.detach().cpu().contiguous() for t in as_inputs(x) if isinstance(t, Tensor)]
-    for parts in zip(*tensors, strict=True):
-        yield b"|".join(part.numpy().tobytes() for part in parts)
+    """The bytes of every sample; any dtype."""
+    tensors = [t.detach().cpu() for t in as_inputs(x) if isinstance(t, Tensor)]
+    rows = [t.reshape(len(t), -1).contiguous().view(torch.uint8).numpy() for t in tensors]
+    for parts in zip(*rows, strict=True):
+        yield b"|".join(part.tobytes() for part in parts)

@@ -1,4 +1,4 @@
-"""A small latent-diffusion testbed: an autoencoder on digits, and a noise-prediction network trained by movements in its latents.
+"""A small latent-diffusion testbed: an autoencoder on digits, and a noise-prediction network trained by movements in it.
 
 Round by round N fresh triples (latent z₀, time t, noise ε) make a squared energy E(u) = ½‖u − ε‖² on the network's outputs at
 z_t = cos(πt/2)z₀ + sin(πt/2)ε; one proximal step of size τ is taken, its inner problem solved by Gauss–Newton or a first-order
@@ -6,6 +6,7 @@ optimizer under one budget for all. Samples are drawn by the deterministic sampl
 """
 
 import math
+from itertools import pairwise
 from time import process_time
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def sample(network: "nn.Module", count: int, latent: int, draw: "torch.Generator
     z = torch.randn(count, latent, generator=draw, dtype=torch.float64)
     times = torch.linspace(0.98, 0.0, steps + 1, dtype=torch.float64)
     with torch.no_grad():
-        for now, after in zip(times[:-1], times[1:], strict=True):
+        for now, after in pairwise(times):
             t = now.expand(count)
             noise = network(features(z, t))
             angle = math.pi / 2 * now
@@ -123,10 +124,10 @@ def movement_tables(
     tau: float,
     images: int,
 ) -> "dict[str, pd.DataFrame]":
-    """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean over
-    rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and CPU
-    seconds; ``rounds``: the loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and the same
-    reconstructed (source "sample", "real", "reconstructed")."""
+    """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean
+    over rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and
+    CPU seconds; ``rounds``: loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and
+    their reconstructions (source "sample", "real", "reconstructed")."""
     import numpy as np
     import pandas as pd
     import torch

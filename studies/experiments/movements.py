@@ -152,7 +152,7 @@ def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps
 
 
 def tuned(summary: "pd.DataFrame", keys: Sequence[str] = ("problem", "solver", "budget", "per_step")) -> "pd.DataFrame":
-    """The rows of the best learning rate for each of ``keys``: least mean tracking error over seeds, and, where δ is the budget,
+    """The rows of the best learning rate for each of ``keys``: least mean tracking error over seeds; where δ is the budget,
     most steps that reached it, then fewest iterations."""
     keys = list(keys)
     mean = summary.groupby([*keys, "lr"])[["tracking", "reached", "iterations"]].mean().reset_index()
@@ -167,7 +167,7 @@ def nondegeneracy(
 ) -> "pd.DataFrame":
     """σ_min(J) along Gauss–Newton runs by width, and the negative controls: an input that occurs twice, too few parameters.
 
-    One row for each run: sigma_start, sigma_least, displacement, the radius R, the length 2ℓ/σ₀ needed, outer steps that reached
+    One row for each run: sigma_start, sigma_least, displacement, the radius R, the length 2ℓ/σ₀ needed, outer steps within
     δ = 10⁻³, and the three verdicts of :meth:`optim.movements.degeneracy.Nondegeneracy.verdicts`.
     """
     import pandas as pd

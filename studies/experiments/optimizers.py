@@ -77,8 +77,6 @@ def train(
     """
     import math
 
-    import torch
-
     from optim import NaimMonitor, index_stream
 
     x, targets = data
@@ -94,9 +92,8 @@ def train(
 
     def look(step: int) -> None:
         nonlocal diverged
-        with torch.no_grad():
-            value = criterion(model(x), targets).item()
-            outputs = {name: _comparable(model(z), loss) for name, z in probes.items()}
+        value = criterion(evaluated(model, x), targets).item()
+        outputs = {name: _comparable(evaluated(model, z), loss) for name, z in probes.items()}
         diverged = diverged or not math.isfinite(value)
         if diverged and seen:
             outputs = seen[-1]
@@ -122,6 +119,19 @@ def train(
     if monitor is not None:
         monitor.close()
     return rows, seen, None if monitor is None else monitor.record()
+
+
+def evaluated(model: "nn.Module", x: "Tensor", rows: int = 1000) -> "Tensor":
+    """The outputs in evaluation mode, ``rows`` inputs at a time; the model's mode is what it was."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return torch.cat([model(part) for part in x.split(rows)])
+    finally:
+        model.train(training)
 
 
 def _criterion(loss: str) -> "Callable[[Tensor, Tensor], Tensor]":
@@ -151,12 +161,12 @@ def accuracy(outputs: "Tensor", targets: "Tensor") -> float:
 def twin_tables(
     drawn, make, *, loss: str, batch: int, steps: int, every: int, seed: int, level: float
 ) -> "dict[str, pd.DataFrame]":
-    """``summary``: a row for each twin, what the S run did repeated in each; ``trajectories``: every recorded step.
+    """``summary``: a row for each twin, what the S run did repeated in each; ``trajectories``: the records.
 
     Of the S run: ``loss_tail``, mean over the last quarter of the records (the steady state), ``accuracy``, ``held_out``
     accuracy, ``diverged``; of its velocity, medians over the second half: ``thickness`` ‖z‖/‖d‖, ``alignment`` cos(v, d),
-    ``forcing`` ‖Δd‖/‖d‖, ``factor``, the fitted f of z⁺ = f(z − Δd) (1 − η for an RLO). Of each pair: ``sup`` and ``sup_final``,
-    largest over the run and final difference at a training sample other than k; ``replaced_sup``, at x_k; ``held_out_sup``; and
+    ``forcing`` ‖Δd‖/‖d‖, ``factor``, the fitted f of z⁺ = f(z − Δd) (1 − η for an RLO). Of each pair: ``sup``, ``sup_final``,
+    largest over the run and final difference at a training sample other than k; ``replaced_sup``, at x_k; ``held_out_sup``;
     ``sup_at_level``, at the first record with loss ≤ ``level`` (nan where that is never reached).
     """
     import math

@@ -57,15 +57,19 @@ def _lines(frames: Frames, x: str, others: list[str]) -> Figure:
             half = rows[f"{name} ±"].fillna(0.0).to_numpy()
             y = rows[name].to_numpy()
             low = np.minimum(half, 0.9 * np.abs(y)) if log else half
-            text = ", ".join(
-                f"{key.rpartition('.')[2]} {value}" for key, value in zip(others, np.atleast_1d(values), strict=True)
+            given = values if isinstance(values, tuple) else (values,)
+            text = ", ".join(said(key, value) for key, value in zip(others, given, strict=False))
+            beside = 1.03 ** (i - (len(groups) - 1) / 2)  # bars of one x next to each other
+            ax.errorbar(
+                rows[x] * beside, y, yerr=[low, half], label=text, elinewidth=0.6, **series_style(i, len(groups))
             )
-            ax.errorbar(rows[x], y, yerr=[low, half], label=text, elinewidth=0.6, **series_style(i, len(groups)))
         ax.set_xscale("log")
         ticks = sorted(table[x].unique())
         only_ticks(ax.xaxis, ticks if len(ticks) < 8 else ticks[::2])
         if log:
             log_y(ax, *log_limits(table[name]))
+        elif name == "held_out":
+            ax.set_ylim(0, 1)
         ax.set_title(title, loc="left")
         ax.set_xlabel({"lr": "learning rate", "rule.eta": "η"}.get(x, x.rpartition(".")[2]))
     for ax in list(panels):
@@ -98,6 +102,18 @@ def _rows(frames: Frames, axes: list[str]) -> Figure:
         ax.set_yticks(places, labels)
         ax.tick_params(axis="x", rotation=60)
     return figure
+
+
+def said(key: str, value) -> str:
+    """A setting in a legend.
+
+    >>> said("rule.normalize", True), said("rule.direction", "tanh"), said("width", 64)
+    ('normalised', 'tanh', 'width 64')
+    """
+    if isinstance(value, bool | np.bool_):
+        name = {"normalize": "normalised"}.get(key.rpartition(".")[2], key.rpartition(".")[2])
+        return name if value else f"not {name}"
+    return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {value:g}"
 
 
 def _known(table) -> dict[str, tuple[str, bool]]:

@@ -82,7 +82,7 @@ def routes_figure(results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Exponen
         draw_routes(ax, frame, fits)
         ax.set_title(title, fontsize=7.5)
         outputs = "T0" in fits
-        ax.set_ylabel("sup |y' − y| on S, outputs" if outputs else "sup |ℓ' − ℓ|, or gap")
+        ax.set_ylabel("sup |y' − y| on S, outputs" if outputs else "sup over samples of |ℓ' − ℓ|")
     for ax in axes[len(results) :]:
         ax.remove()
     handles = [Line2D([], [], color="0.45", linewidth=0.8, linestyle=dash) for dash, _ in GUIDES.values()]

@@ -1,14 +1,14 @@
-"""What a study of latent diffusion found: each solver at its best learning rate."""
+"""Latent diffusion by movements: the rows of each solver's best learning rate."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from studies.results.frames import Frames
 
-
-def best(frames: "Frames") -> "pd.DataFrame":
+def best(frames) -> pd.DataFrame:
     """The rows of the summary at each solver's and budget's best learning rate (least mean held-out loss)."""
     keys = ["solver", "budget"]
     mean = frames.summary.groupby([*keys, "lr"], as_index=False)["loss"].mean()

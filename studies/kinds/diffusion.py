@@ -76,16 +76,16 @@ def sections(frames) -> list[Section]:
         Section(
             "rounds",
             "Noise-prediction loss along the rounds",
-            "Mean squared error of the predicted noise on held-out latents (1 is the prediction 0), round by round, and how far "
-            "each round ended from its exact proximal point, as a share of the exact step; means over seeds, bands least to "
-            "largest. First-order solvers at the best of three learning rates.",
+            "Mean squared error of the predicted noise on held-out latents (1 is the prediction 0), round by round, and how "
+            "far each round ended from its exact proximal point, as a share of the exact step; means over seeds, bands least "
+            "to largest. First-order solvers at the best of three learning rates.",
             lambda: rounds_figure(frames),
         ),
         Section(
             "samples",
             "Samples",
-            "Top: held-out digits and their reconstructions, the most that the decoder can show. Below: samples of the network "
-            "trained under each solver, equal CPU seconds, first seed.",
+            "Top: held-out digits and their reconstructions, the most that the decoder can show. Below: samples of the "
+            "network trained under each solver, equal CPU seconds, first seed.",
             lambda: samples_figure(frames),
         ),
     ]

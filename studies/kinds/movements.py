@@ -111,8 +111,8 @@ def finding(frames) -> list[str]:
         if "Gauss–Newton" in mean and len(mean) > 1:
             other = mean.drop("Gauss–Newton")
             said.append(
-                f"{problem}: at {most:g} inner iterations a step Gauss–Newton is {number(mean['Gauss–Newton'])} of the way off "
-                f"the exact sequence, the best first-order solver ({other.idxmin()}) {number(other.min())}."
+                f"{problem}: at {most:g} inner iterations a step Gauss–Newton ends {number(mean['Gauss–Newton'])} of the way "
+                f"off the exact sequence, the best first-order solver ({other.idxmin()}) {number(other.min())}."
             )
     timed = best[best["budget"] == "seconds"]
     longest = timed["per_step"].max()

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from studies.definition.fields import Count, Positive, Table
@@ -86,7 +87,7 @@ def sections(frames) -> list[Section]:
         Section(
             "sweep",
             "What the study varies",
-            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution over seeds). "
+            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
             "A run that diverged counts with chance accuracy and is left out of the losses.",
             lambda: sweep_figure(frames),
         )
@@ -94,9 +95,47 @@ def sections(frames) -> list[Section]:
 
 
 def finding(frames) -> list[str]:
-    from studies.findings.rlo import sentences
+    """What came out: the setting with the least steady-state loss, the one with the least divergence, and how sure that is."""
+    from studies.findings.rlo import axes_of, means, tuned
+    from studies.findings.written import number
 
-    return sentences(frames)
+    choice = (
+        tuned(frames)
+        if frames.summary.get("lr", frames.summary["seed"]).nunique() > 1 and "lr" in frames.summary
+        else frames
+    )
+    table = means(choice)
+    axes = [name for name in axes_of(frames) if name in table and (name != "lr" or choice is frames)]
+    if not axes or len(table) < 2:
+        return [f"{len(frames.summary)} twin pairs; steady-state loss {number(table['loss_tail'].iloc[0])}."]
+
+    def label(row) -> str:
+        return ", ".join(f"{name.rpartition('.')[2]} {row[name]}" for name in axes)
+
+    said = []
+    for name, what, least in (
+        ("loss_tail", "Least steady-state loss", True),
+        ("held_out", "Best held-out accuracy", False),
+        ("held_out_sup", "Most stable on held-out points (least largest twin divergence)", True),
+        ("sup_at_level", "Most stable at equal training loss", True),
+    ):
+        rows = table[table[name].notna()].sort_values(name, ascending=least)
+        if len(rows) < 2:
+            continue
+        first, second = rows.iloc[0], rows.iloc[1]
+        apart = abs(first[name] - second[name]) > np.nansum([first[f"{name} ±"], second[f"{name} ±"]])
+        said.append(
+            f"{what}: {label(first)}, {number(first[name])} ± {number(first[f'{name} ±'])}; next {label(second)}, "
+            f"{number(second[name])} ± {number(second[f'{name} ±'])} ({'intervals apart' if apart else 'intervals overlap'})."
+        )
+    lost = table[table["diverged"] > 0]
+    if len(lost):
+        said.append(
+            "Runs that diverged: "
+            + "; ".join(f"{label(row)} ({row['diverged']:.0%})" for _, row in lost.iterrows())
+            + "."
+        )
+    return said
 
 
 def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":

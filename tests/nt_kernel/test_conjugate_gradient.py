@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from nt_kernel import NumericalError
 from nt_kernel.metric.conjugate_gradient import conjugate_gradient
+from nt_kernel.metric.preconditioner import kronecker_preconditioner
+from nt_kernel.products.forms import Outer
 
 F64 = torch.float64
 
@@ -142,3 +144,16 @@ def test_tiny_and_huge_right_hand_sides():
     for size in (1e-35, 1e30):
         found = conjugate_gradient(lambda v: v @ A, size * b, tolerance=1e-5)
         torch.testing.assert_close(found.x / size, expected, rtol=1e-3, atol=1e-5)
+
+
+def _failed(pair):
+    return tuple(t * torch.nan for t in pair)
+
+
+def test_eigenvalues_that_lapack_fails_on_leave_the_system_as_it_is(monkeypatch):
+    """Seen on a saturated softmax, whose factors are near the smallest numbers: NaN, and no error."""
+    form, u = Outer(torch.ones(4, 3), torch.full((4, 2, 5), 1e-19)), torch.randn(4, 2)
+    eigh, fails = torch.linalg.eigh, iter([False, True])
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: _failed(eigh(A)) if next(fails) else eigh(A))
+    torch.testing.assert_close(kronecker_preconditioner([form], 0.1)(u), u)
+    assert next(fails, None) is None

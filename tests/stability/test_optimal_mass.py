@@ -129,6 +129,17 @@ def test_a_snapshot_is_the_dense_jacobians():
     torch.testing.assert_close(H, weighted / n)
 
 
+@pytest.mark.parametrize("floor", [0.5, 0.01])
+def test_a_layer_that_only_costs_goes_to_the_floor(floor):
+    """Layer 1 has rank one and adds to h alone: w₀ + 4w₁ ≤ 1, w₁ ≥ floor/5; masses are scaled back to h = 5."""
+    kernels = {"0": torch.eye(2, dtype=F64), "1": torch.full((2, 2), 4.0, dtype=F64)}
+    blocks = {"0": torch.ones(2, 1, 1, dtype=F64), "1": torch.full((2, 1, 1), 4.0, dtype=F64)}
+    found = optimal_masses([MassSnapshot(kernels, blocks, 2)], floor=floor)
+    assert found.masses["1"] == pytest.approx(1 / floor, rel=1e-6)
+    assert found.masses["0"] == pytest.approx(1 / (5 - 4 * floor), rel=1e-6)
+    assert found.ratio == pytest.approx(2 / (1 - 4 * floor / 5), rel=1e-6)
+
+
 def test_without_replacements_there_are_only_the_samples():
     model, x, *_ = small_problem()
     assert mass_snapshot(model, x).blocks["0"].shape == (4, 2, 2)

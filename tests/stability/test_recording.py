@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stability import ClosedLoop, certify, record
+from stability.recording.batches import RowFinder
 from tests.stability.recorded import EXACT, F64, OPTIMIZERS, data, half_squares, linear, mlp, trained
 
 
@@ -199,6 +200,35 @@ def test_models_of_all_kinds():
     assert found.replaced == (0,)
     assert found["T5"].value >= found.measured["sup"] > 0
     assert found.measured["heldout"] > 0
+
+
+def test_inputs_of_another_make_do_not_stop_the_loop():
+    class Scaled(nn.Linear):
+        def forward(self, x, scale=None):
+            return super().forward(x if scale is None else x * scale)
+
+    x, a = data(4, 2, 2)
+    model = Scaled(2, 2).double()
+    optimizer = adam(model)
+    with record(model, x, optimizer) as run:
+        for args, kwargs in (
+            ((x, torch.tensor(1.0)), {}),
+            ((), {"x": x}),
+            ((x, torch.ones(2).double()), {}),
+            ((x,), {}),
+        ):
+            optimizer.zero_grad()
+            half_squares(model(*args, **kwargs), a).mean().backward()
+            optimizer.step()
+    words = ["not rows of x", "the model was called without positional inputs", "not rows of x", None]
+    assert run.rows == words
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+def test_rows_of_any_dtype(dtype):
+    x = torch.tensor([[1, 2], [3, 4], [5, 6]]).to(dtype)
+    assert RowFinder(x).rows([x[[2, 0]]]).tolist() == [2, 0]
+    assert RowFinder(x[:, 0]).rows([x[:, 0]]) is None
 
 
 def test_float32_runs_are_read_in_float64():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nt_kernel import generalized_ntk, layer_factors
-from optim import RLO, Woodbury
+from optim import RLO, LevenbergMarquardt, Woodbury
 from stability import ClosedLoop, momentum_matrices, record
 from stability.recording.certify import _states
 from tests.stability.recorded import EXACT, FROZEN, data, half_squares, linear, mlp, moved, trained
@@ -269,3 +269,33 @@ def test_a_buffer_emptied_on_the_way_carries_nothing(nesterov):
                 optimizer.step()
         runs.append(run)
     assert injections(*runs)[0].abs().max() < 1e-12
+
+
+def test_amsgrad_divides_by_the_largest_second_moment():
+    x, a = data(4, 2, 2)
+    model = mlp(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.5), amsgrad=True)
+    with record(model, x, optimizer, targets=a) as run:
+        for t in range(6):
+            optimizer.zero_grad()
+            (half_squares(model(x), a).mean() / 4**t).backward()
+            optimizer.step()
+    for name, p in model.named_parameters():
+        state = optimizer.state[p]
+        assert (state["max_exp_avg_sq"] > state["exp_avg_sq"]).any()
+        torch.testing.assert_close(run.masses(5)[name], (state["max_exp_avg_sq"] / (1 - 0.5**6)).sqrt() + 1e-8)
+
+
+def test_trust_regions_with_the_damping_of_the_move_and_refused_steps():
+    """One block, squared loss, a linear model: the quadratic model foretells the loss exactly, both runs damp alike."""
+    x, a = data(6, 3, 2)
+    make = lambda m, lr: Woodbury(m, 1.0, blocks="network", damping=LevenbergMarquardt())  # noqa: E731
+    run, other = (trained(model, make, x, a, steps=3) for model in (linear(3, 2), moved(linear(3, 2))))
+    w, states = injections(run, other)
+    assert states.norm(dim=1)[:-1].min() > 1e-3
+    assert w.abs().max() < 1e-10
+    refusing = lambda m, lr: Woodbury(m, 50.0, damping=LevenbergMarquardt(trials=1))  # noqa: E731
+    run = trained(mlp(3, 2), refusing, x, a, steps=1)
+    assert torch.equal(run.outputs(1), run.outputs(0))
+    assert torch.equal(ClosedLoop(run).matrices()[0], torch.eye(12, dtype=x.dtype))
+    assert "refused a step" in ClosedLoop(run).description[0]

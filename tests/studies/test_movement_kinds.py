@@ -1,0 +1,141 @@
+"""Studies of movements and latent diffusion: points, tables, figures and words, on the smallest settings that can go wrong."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from studies import Study
+from studies.experiments import diffusion, movements
+from studies.kinds.diffusion import DIFFUSION
+from studies.kinds.movements import MOVEMENTS
+from studies.results.frames import Frames
+
+TINY = [
+    "n=8", "width=6", "steps=2", "iterations=1,3", "seconds=0.01", "deltas=0.5", "most=5", "widths=6",
+    "grid.problem=wave", "grid.solver=Gauss–Newton,Adam", "grid.seeds=2",
+]  # fmt: skip
+
+
+def frames_of(kind, study):
+    tables = {}
+    for point in study.points():
+        for name, table in kind.run_point(study, point).items():
+            tables.setdefault(name, []).append(table)
+    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    empty = pd.DataFrame()
+    summary = joined.pop("summary")
+    return Frames(summary, empty, empty, empty, config=study.to_dict(), others=joined)
+
+
+def test_a_study_of_movements():
+    frames = frames_of(MOVEMENTS, Study.from_toml("movements", TINY))
+    summary = frames.summary
+    assert set(summary["solver"]) == {"Gauss–Newton", "Adam"}
+    assert (summary["violated"] == "").all()
+    assert (summary["tracking"] <= summary["bound"] * (1 + 1e-9) + 1e-12).all()
+    assert len(summary) == 2 * (4 + 3 * 4)
+    by_iterations = summary[summary["budget"] == "iterations"]
+    assert (by_iterations["iterations"] <= 2 * by_iterations["per_step"]).all()
+    best = movements.tuned(summary)
+    assert len(best) == 2 * 2 * 4  # one learning rate for each solver and budget, two seeds
+    adam = by_iterations[(by_iterations["solver"] == "Adam") & (by_iterations["per_step"] == 3)]
+    chosen = best[(best["solver"] == "Adam") & (best["budget"] == "iterations") & (best["per_step"] == 3)]["tracking"]
+    assert chosen.mean() == pytest.approx(adam.groupby("lr")["tracking"].mean().min())
+    controls = frames.degeneracy.set_index("case")
+    assert (controls.loc["an input twice", "non-degenerate"] == "violated").all()
+    assert "4 parameters cannot move 8 outputs" not in controls.loc["width 1", "reason"].iloc[0]
+    for section in MOVEMENTS.sections(frames):
+        assert section.make().axes
+    words = " ".join(MOVEMENTS.finding(frames))
+    assert "0 runs violate" in words
+    assert all(len(table) for _, table in MOVEMENTS.numbers(frames))
+
+
+def test_problems_and_solvers_by_name():
+    for name in movements.PROBLEMS:
+        model, x, a = movements.problem(name, 9, 4, 3)
+        again, y, _ = movements.problem(name, 9, 4, 3)
+        assert torch.equal(x, y)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+        assert model(x).shape == a.shape
+    with pytest.raises(ValueError, match="unknown problem"):
+        movements.problem("waves", 9, 4, 3)
+
+
+def test_tuning_by_a_target_prefers_whoever_reaches_it():
+    rows = [(0.1, 2, 50, 0.9), (0.2, 6, 400, 0.5), (0.3, 6, 300, 0.7)]
+    table = pd.DataFrame(
+        [
+            {
+                "problem": "p",
+                "solver": "s",
+                "budget": "delta",
+                "per_step": 0.1,
+                "lr": lr,
+                "reached": r,
+                "iterations": i,
+                "tracking": t,
+            }
+            for lr, r, i, t in rows
+        ]
+    )
+    assert movements.tuned(table)["lr"].tolist() == [0.3]
+    assert movements.tuned(table.assign(budget="iterations"))["lr"].tolist() == [0.2]
+
+
+def test_noise_and_sampler_agree_on_a_known_distribution():
+    """Latents all equal to c: the exact noise prediction is (z_t − cos·c)/sin, and the sampler lands on c."""
+    c = torch.tensor([0.7, -1.2], dtype=torch.float64)
+
+    class Exact(torch.nn.Module):
+        def forward(self, x):
+            angle = torch.pi / 2 * x[:, 2:3]
+            return (x[:, :2] - angle.cos() * c) / angle.sin().clamp_min(1e-12)
+
+    drawn = diffusion.sample(Exact(), 5, 2, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, c.expand(5, 2), rtol=0, atol=1e-9)
+    z0, t = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64)
+    noise = torch.randn(4, 2, dtype=torch.float64)
+    zt = diffusion.noised(z0, t, noise)
+    torch.testing.assert_close(zt[0], z0[0])
+    torch.testing.assert_close(zt[3], noise[3])
+    x, eps = diffusion.batch(z0, 50, torch.Generator().manual_seed(1))
+    assert x.shape == (50, 2 + 1 + 2 * diffusion.FREQUENCIES)
+    assert eps.shape == (50, 2)
+    assert bool((x[:, 2].diff() > -1 / 50).all())  # stratified
+
+
+def test_the_autoencoder_reconstructs():
+    pixels = torch.from_numpy(np.random.default_rng(0).random((80, 64)))
+    pixels = pixels @ torch.linalg.qr(torch.randn(64, 3, dtype=torch.float64)).Q  # three dimensions in 64
+    images = pixels @ torch.randn(3, 64, dtype=torch.float64) / 8
+    encoder, decoder, latents, about = diffusion.autoencoder(images, 3, 0, steps=300)
+    back = decoder(latents * about[1] + about[0])
+    torch.testing.assert_close(back, decoder(encoder(images)))
+    assert (back - images).square().mean() < 0.2 * (images - images.mean(0)).square().mean()
+    torch.testing.assert_close(latents.std(0), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_study_of_latent_diffusion():
+    tiny = [
+        "images=300",
+        "rounds=2",
+        "size=12",
+        "width=8",
+        "latent=2",
+        "iterations=2",
+        "seconds=0.005",
+        "grid.solver=Gauss–Newton,Adam",
+    ]
+    study = Study.from_toml("latent-diffusion", [*tiny, "grid.seeds=1"])
+    frames = frames_of(DIFFUSION, study)
+    assert (frames.rounds["inexactness"] <= 1 + 1e-9).all()  # the best iterate is never farther than the start
+    own = frames.rounds[(frames.rounds["budget"] == "iterations")]
+    assert (own["iterations"] <= 2).all()
+    assert set(frames.samples["source"]) == {"sample", "real", "reconstructed"}
+    for section in DIFFUSION.sections(frames):
+        assert section.make().axes
+    assert "equal iterations" in DIFFUSION.finding(frames)[0]
+    assert DIFFUSION.numbers(frames)[0][1]["loss"].notna().all()
+    assert all(DIFFUSION.work(study, point) > 0 for point in study.points())

@@ -1,0 +1,188 @@
+"""Studies of optimizers and their twins: rules, training under shared batches, divergences, intervals, tuned rates, words."""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from studies import Study
+from studies.definition.config import shipped_studies
+from studies.experiments.optimizers import LOSSES, RULES, accuracy, evaluated, make_optimizer, train, twin_tables
+from studies.experiments.resnet import resnet18
+from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
+from studies.kinds.rlo import RLO
+from tests.studies.test_movement_kinds import frames_of
+
+F64 = torch.float64
+
+
+class Drawn:
+    """What a point trains on, small."""
+
+    def __init__(self, n=12):
+        draw = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).to(F64)
+        self.x = torch.randn(n, 3, generator=draw, dtype=F64)
+        self.targets = torch.eye(2, dtype=F64)[(self.x[:, 0] > 0).long()]
+        self.replaced, self.replacement_rows = [1], [99]
+        self.replacement_x, self.replacement_targets = -self.x[1:2], 1 - self.targets[1:2]
+        self.held_out = torch.randn(7, 3, generator=draw, dtype=F64)
+        self.held_out_targets = torch.eye(2, dtype=F64)[(self.held_out[:, 0] > 0).long()]
+
+
+OPTIONS = {"loss": "cross_entropy", "batch": 4, "steps": 30, "every": 5, "seed": 3}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains(rule, loss):
+    drawn = Drawn()
+    lr = {"sgd": 0.5, "momentum": 0.1, "woodbury": 0.1}.get(rule, 0.01)
+    rows, seen, _ = train(
+        deepcopy(drawn.model),
+        (drawn.x, drawn.targets),
+        {"train": drawn.x},
+        lambda model: make_optimizer(model, rule, lr, {"eta": 0.5}, loss),
+        **{**OPTIONS, "loss": loss},
+    )
+    assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 25, 30]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert len(seen) == len(rows)
+    with pytest.raises(ValueError, match=r"unknown rule 'adamm'"):
+        make_optimizer(drawn.model, "adamm", 0.1, {}, loss)
+
+
+def test_the_numbers_of_a_pair_are_their_definitions():
+    drawn = Drawn()
+    make = lambda model: make_optimizer(model, "rlo-lifted", 0.02, {"eta": 0.25}, "cross_entropy")  # noqa: E731
+    tables = twin_tables(drawn, make, level=0.6, **OPTIONS)
+    (pair,) = tables["summary"].to_dict("records")
+    other_x, other_a = drawn.x.clone(), drawn.targets.clone()
+    other_x[1], other_a[1] = drawn.replacement_x[0], drawn.replacement_targets[0]
+    runs = [
+        train(deepcopy(drawn.model), data, {"x": drawn.x, "out": drawn.held_out}, make, **OPTIONS)
+        for data in ((drawn.x, drawn.targets), (other_x, other_a))
+    ]
+    gaps = [(a["x"] - b["x"]).norm(dim=1) for a, b in zip(runs[0][1], runs[1][1], strict=True)]
+    keep = [i for i in range(12) if i != 1]
+    assert pair["sup"] == pytest.approx(max(g[keep].max().item() for g in gaps))
+    assert pair["sup_final"] == pytest.approx(gaps[-1][keep].max().item())
+    assert pair["replaced_sup"] == pytest.approx(max(g[1].item() for g in gaps))
+    held = [(a["out"] - b["out"]).norm(dim=1).max().item() for a, b in zip(runs[0][1], runs[1][1], strict=True)]
+    assert pair["held_out_sup"] == pytest.approx(max(held))
+    losses = [row["loss"] for row in runs[0][0]]
+    assert pair["loss_tail"] == pytest.approx(np.mean(losses[-1:]))
+    first = next(i for i, value in enumerate(losses) if value <= 0.6)
+    assert pair["sup_at_level"] == pytest.approx(gaps[first][keep].max().item())
+    assert pair["steps_to_level"] == 5 * first
+    assert pair["factor"] == pytest.approx(0.75, abs=1e-10)  # 1 − η, found from the run
+    assert pair["thickness"] > 0
+    assert pair["held_out"] == accuracy(runs[0][1][-1]["out"], drawn.held_out_targets)
+
+
+def test_equal_twins_do_not_diverge():
+    drawn = Drawn()
+    drawn.replacement_x, drawn.replacement_targets = drawn.x[1:2], drawn.targets[1:2]
+    make = lambda model: make_optimizer(model, "adam", 0.02, {}, "squared")  # noqa: E731
+    pair = twin_tables(drawn, make, level=0.1, **{**OPTIONS, "loss": "squared"})["summary"].iloc[0]
+    assert pair["sup"] == pair["held_out_sup"] == pair["replaced_sup"] == 0
+
+
+def test_a_run_that_explodes_says_so():
+    drawn = Drawn()
+    make = lambda model: make_optimizer(model, "sgd", 1e200, {}, "squared")  # noqa: E731
+    tables = twin_tables(drawn, make, level=0.1, **{**OPTIONS, "loss": "squared"})
+    assert tables["summary"]["diverged"].all()
+    assert tables["trajectories"]["loss"].iloc[-1] == math.inf
+    assert np.isfinite(tables["summary"]["held_out"]).all()
+
+
+def test_evaluation_does_not_train_the_statistics():
+    model = resnet18((3, 8, 8), 4, width=2)
+    before = deepcopy(model.state_dict())
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(evaluated(model, x, rows=2), evaluated(model, x))
+    assert model.training
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert resnet18(3 * 64, 4, width=2)(x.flatten(1)).shape == (5, 4)
+    with pytest.raises(ValueError, match="square"):
+        resnet18(100, 4)
+    assert sum(p.numel() for p in resnet18((3, 32, 32), 10).parameters()) == 11_173_962  # He et al. on CIFAR
+
+
+def test_a_study_and_its_words():
+    overrides = ["n=20", "width=4", "steps=6", "every=2", "grid.seeds=2", "grid.lr=[0.01, 0.03]", "data.held_out=30"]
+    study = Study.from_toml("rlo-directions", overrides)
+    frames = frames_of(RLO, study)
+    assert len(frames.summary) == 4 * 2 * 2
+    assert axes_of(frames) == ["rule.direction", "rule.normalize", "lr"]
+    table = means(frames)
+    assert len(table) == 8
+    own = frames.summary[
+        (frames.summary["rule.direction"] == "sign")
+        & ~frames.summary["rule.normalize"]
+        & (frames.summary["lr"] == 0.01)
+    ]
+    row = table[(table["rule.direction"] == "sign") & ~table["rule.normalize"] & (table["lr"] == 0.01)].iloc[0]
+    assert row["loss_tail"] == pytest.approx(own["loss_tail"].mean())
+    assert row["loss_tail ±"] == pytest.approx(
+        12.706 * own["loss_tail"].std(ddof=1) / 2**0.5, rel=1e-3
+    )  # t of 1 degree
+    (section,) = RLO.sections(frames)
+    assert len(section.make().axes) == 4
+    words = RLO.finding(frames)
+    assert words[0].startswith("Least steady-state loss: direction")
+    assert len(RLO.numbers(frames)) == 2
+
+
+def test_a_study_without_a_number_on_its_axes():
+    overrides = ["n=20", "width=4", "steps=4", "every=2", "grid.seeds=2", "grid.lr=[0.01, 0.03]", "data.held_out=30"]
+    overrides += ['grid.rule.name=["sgd", "adam"]', 'grid.model.architecture=["mlp", "cnn"]']
+    study = Study.from_toml("rlo-twins", overrides)
+    frames = frames_of(RLO, study)
+    (section,) = RLO.sections(frames)
+    figure = section.make()
+    named = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert named == {"mlp, sgd", "mlp, adam", "cnn, sgd", "cnn, adam"}
+
+
+def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
+    rows = [
+        {"lr": lr, "seed": seed, "replaced": 0, "replacement": 0, "loss_tail": loss, "diverged": lost}
+        for lr, seed, loss, lost in [
+            (0.1, 0, 1.0, False),
+            (0.1, 1, 3.0, False),
+            (1.0, 0, 0.1, False),
+            (1.0, 1, math.inf, True),
+        ]
+    ]
+    summary = pd.DataFrame(rows).assign(
+        held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0, sup_at_level=1.0, n=5, width=4, mass=1.0
+    )
+    from studies.results.frames import Frames
+
+    empty = pd.DataFrame()
+    frames = Frames(summary, empty, empty, empty, config={"grid": {"lr": [0.1, 1.0]}})
+    table = per_seed(summary, ["lr"])
+    assert table["loss_tail"].isna().sum() == 1
+    assert means(frames)["loss_tail"].tolist() == [2.0, pytest.approx(0.1)]
+    assert tuned(frames).summary["lr"].unique().tolist() == [0.1]
+    assert math.isnan(interval(np.array([1.0])))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_studies() if name.startswith(("rlo", "movements", "latent"))]
+)
+def test_shipped_studies_are_whole(name):
+    """They parse, and so do their quick versions; the digits they need are there before anything is trained."""
+    for quick in (False, True):
+        study = Study.from_toml(name, quick=quick)
+        assert study.points()
+        assert all(study.kind_object.work(study, point) > 0 for point in study.points()[:3])
+        if name != "rlo-cifar10" or quick:
+            study.kind_object.check(study)
