@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studies.definition.config import WITHOUT_EFFECT
 from studies.definition.config_text import flatten
+from studies.definition.kinds import kind_of
 from studies.results.frames import Frames
 from studies.results.store import load_results
 
@@ -46,7 +48,7 @@ def compare_results(left: str | Path | Frames, right: str | Path | Frames) -> Co
     rows = [
         {"key": key, "left": str(mine.get(key, "not set")), "right": str(theirs.get(key, "not set"))}
         for key in mine | theirs
-        if mine.get(key) != theirs.get(key)
+        if mine.get(key) != theirs.get(key) and key not in WITHOUT_EFFECT
     ]
     key = [name for name in _key_columns(a) if name in b.summary.columns and name in _key_columns(b)]
     key = [name for name in key if a.summary[name].nunique() > 1 or b.summary[name].nunique() > 1 or name == "seed"]
@@ -73,6 +75,7 @@ def compare_results(left: str | Path | Frames, right: str | Path | Frames) -> Co
 
 
 def _key_columns(frames: Frames) -> list[str]:
-    """Axes, seed and pair: what names a row of the summary."""
-    names = ["n", "width", "mass", *frames.extra_axes, "seed", "replaced", "replacement"]
-    return [name for name in names if name in frames.summary.columns]
+    """Axes, seed and what else names a row of the summary in this kind of study."""
+    kind = kind_of(frames.config.get("kind", "twins"))
+    names = [*kind.config.AXES, *frames.extra_axes, "seed", *kind.tables["summary"].key]
+    return [name for name in dict.fromkeys(names) if name in frames.summary.columns]

@@ -69,8 +69,9 @@ def test_points_of_a_panel_are_the_medians_and_bars_reach_from_least_to_most():
     rows = frames.summary[frames.summary["n"] == 6]
     ax = draw_over_axis(new_figure(3, 3).add_subplot(), rows, "batch", "measured_sup")
     line = ax.lines[0]
-    np.testing.assert_allclose(line.get_xdata(), [1, 4, 16])
-    np.testing.assert_allclose(line.get_ydata(), rows.groupby("batch")["measured_sup"].median())
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [1, 4, 16])
+    middle = rows.groupby("batch")["measured_sup"].median().to_numpy(float)
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), middle)
     bars = [np.asarray(bar, float)[:, 1] for bar in ax.containers[0].lines[2][0].get_segments()]
     ends = rows.groupby("batch")["measured_sup"].agg(["min", "max"]).to_numpy(float)
     np.testing.assert_allclose(np.array(bars), ends)
