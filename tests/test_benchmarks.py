@@ -394,7 +394,7 @@ def test_a_peer_that_cannot_be_had_stops_nothing(monkeypatch, capsys):
     monkeypatch.setattr(install, "install", fails)
     monkeypatch.setattr(install, "make_environment", fails)
     assert install.main() == 0
-    assert capsys.readouterr().err.count("could not be installed") == 2
+    assert capsys.readouterr().err.count("could not be installed") == 3
 
 
 @pytest.mark.parametrize("installed", [True, False])

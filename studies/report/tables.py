@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stability.assumptions.catalogue import CATALOGUE
 from studies.figures.bounds import EXPONENTS, NAMES
 from studies.figures.lines import KINDS, LINES
 from studies.findings.applicable import stated
@@ -19,18 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERDICTS = ("holds", "violated", "undecided")
-MEANING = {
-    "positive rate": "H has no eigenvalue that is 0: "
-    "the linearised error equation of the run on S contracts in every direction.",
-    "step below its limit": "Each run's own linearised error equation is not amplified by a step: lr·λ_max(ΛHΛᵀ) < 2 "
-    "with ∇²ℓ = ΛᵀΛ (λ_max(H) for ½‖y − a‖²), shown by an upper bound for each twin with its own H.",
-    "gradient flow": "The run follows the continuous flow of which the theorem speaks, rather than finite steps.",
-    "squared loss": "The output gradient is the residual, so the error equation is linear in it.",
-    "C¹ activations": "The network has a continuous derivative along the run; ReLU has kinks.",
-    "no kernel drift": "Both twins have the same kernel on S, as models linear in their parameters do.",
-    "one metric": "Both twins move in the same metric. Each builds it on its own data, so they differ.",
-    "resolved by floats": "The divergence is more than rounding, measured by a twin started one ulp apart.",
-}
+MEANING = {spec.name: spec.meaning for spec in CATALOGUE.values()}
 """What an assumption of theorem 3 means, by the name that the assumptions table gives it."""
 
 
