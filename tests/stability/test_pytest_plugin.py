@@ -221,6 +221,14 @@ def test_other_plugins_may_be_off_and_this_one_too(project):
     assert project.subprocess(*run, "-p", "no:stability.pytest_plugin").ret == 0
 
 
+def test_the_installed_entry_point_is_there_and_can_be_left_out(project):
+    project("def test_plain():\n    pass")
+    quiet = ("-p", "no:cacheprovider", "-p", "no:xdist")
+    assert "--assumptions-update" in project.subprocess(*quiet, "--help").stdout.str()
+    left_out = project.subprocess(*quiet, "-p", "no:contraction_stability_pytest", "--help")
+    assert "--assumptions-update" not in left_out.stdout.str()
+
+
 def test_wrong_options_say_what_to_write(project):
     project("""
 import pytest
