@@ -65,36 +65,28 @@ def process_pool(
     item, ``on_lost`` says what is given in its place; it raises WorkerLost if nothing else was asked for. A process that
     dies before it is ready (it cannot import the task) ends the pool at once.
     """
-    waiting, again, lost = iter(items), [], Counter()
+    waiting, again, lost, nothing = iter(items), [], Counter(), object()
     crew: list[_Worker] = []
 
-    def next_item():
-        if again:
-            return again.pop(), True
-        for item in waiting:
-            return item, True
-        return None, False
+    def supply() -> None:
+        """Give every idle worker an item, and start those that there is work for."""
+        while len(idle := [worker for worker in crew if worker.item is None]) or len(crew) < workers:
+            item = again.pop() if again else next(waiting, nothing)
+            if item is nothing:
+                return
+            worker = idle[0] if idle else _Worker(task, threads)
+            if not idle:
+                crew.append(worker)
+            try:
+                worker.give(item)
+            except OSError:  # it died while it had nothing to do
+                crew.remove(worker)
+                worker.end()
+                again.append(item)
 
     try:
-        more = True
-        while True:
-            idle = [worker for worker in crew if worker.item is None]
-            while more and (idle or len(crew) < workers):
-                item, more = next_item()
-                if not more:
-                    break
-                worker = idle.pop() if idle else _Worker(task, threads)
-                if worker not in crew:
-                    crew.append(worker)
-                try:
-                    worker.give(item)
-                except OSError:  # it died while it had nothing to do
-                    crew.remove(worker)
-                    worker.end()
-                    again.append(item)
-            busy = {worker.pipe: worker for worker in crew if worker.item is not None}
-            if not busy:
-                break
+        supply()
+        while busy := {worker.pipe: worker for worker in crew if worker.item is not None}:
             for pipe in connection.wait(list(busy)):
                 worker = busy[pipe]
                 try:
@@ -110,8 +102,9 @@ def process_pool(
                     lost[item] += 1
                     if lost[item] < attempts:
                         again.append(item)
-                        more = True
+                        supply()
                     else:
+                        supply()
                         yield item, on_lost(item, error)
                     continue
                 if what == READY:
@@ -120,6 +113,7 @@ def process_pool(
                     raise value
                 else:
                     item, worker.item = worker.item, None
+                    supply()  # before the result is given, and stored: nobody waits for the disk
                     yield item, value
     finally:
         for worker in crew:  # idle ones too: they hold nothing, and would take their time to leave

@@ -56,12 +56,14 @@ def ray_tasks(
         remote = remote.options(runtime_env=surroundings)
     waiting, lost, flying = iter(items), Counter(), {}
     room = workers or max(int(ray.cluster_resources().get("CPU", 1) // threads), 1)
+
+    def supply() -> None:
+        while len(flying) < room and (item := next(waiting, None)) is not None:
+            flying[remote.remote(task, item, threads)] = item
+
     try:
-        while True:
-            while len(flying) < room and (item := next(waiting, None)) is not None:
-                flying[remote.remote(task, item, threads)] = item
-            if not flying:
-                return
+        supply()
+        while flying:
             (ready, *_), _ = ray.wait(list(flying), num_returns=1)
             item = flying.pop(ready)
             try:
@@ -78,6 +80,7 @@ def ray_tasks(
                     flying[remote.remote(task, item, threads)] = item
                     continue
                 result = on_lost(item, WorkerLost(f"a Ray worker died: {str(error).splitlines()[0]}"))
+            supply()  # before the result is given, and stored: nobody waits for the disk
             yield item, result
     finally:
         for reference in flying:
