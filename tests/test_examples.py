@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import contraction, enclosure_cost, gene_regulation, on_average, optimal_masses, routes
+from examples import contraction, enclosure_cost, gene_regulation, on_average, optimal_masses, own_study, routes
 from nt_kernel import layer_factors
 from optim.module_step import metric_factors
 
@@ -133,3 +133,9 @@ def test_studies_say_how_they_are_called(name):
     assert (folder, quick) == (Path("somewhere"), True)
     assert module.options("", "x", [])[0] == Path("results/x")
     assert f"python -m examples.{name} [FOLDER] [--quick]" in module.__doc__
+
+
+def test_own_study(tmp_path, capsys):
+    own_study.main(tmp_path)
+    assert "woodbury" in capsys.readouterr().out
+    assert (tmp_path / "results" / "summary.parquet").is_file()
