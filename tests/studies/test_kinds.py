@@ -89,7 +89,7 @@ def test_a_plan_names_points_time_and_memory(own, capsys):
     assert main(["plan", "light.toml", "wait=0.2", "workers=1"]) == 0
     shown = capsys.readouterr().out
     assert "4 points, 1 at a time" in shown
-    assert "MiB" in shown
+    assert "iB" in shown
     total = shown.splitlines()[-1]
     assert "of memory at a time" in total
     seconds = float(total.split("about ")[1].split(" s")[0])
