@@ -82,7 +82,8 @@ def step_limit(lr: float, rate: float, limit: float = 2.0, known: float | None =
     """
     known = rate if known is None else known
     if lr * rate < limit:
-        return verdict_on("step_limit", lr * rate, limit, "holds", f"2/λ_max is at least {2 / rate:.4g}", **place)
+        largest = 2 / rate if rate > 0 else math.inf  # a loss without curvature bears every step
+        return verdict_on("step_limit", lr * rate, limit, "holds", f"2/λ_max is at least {largest:.4g}", **place)
     if lr * known >= limit:
         return verdict_on("step_limit", lr * known, limit, "violated", f"2/λ_max is {2 / known:.4g}", **place)
     reason = f"a bound of λ_max; that of the run on S gives {lr * known:.4g}"

@@ -152,3 +152,9 @@ def test_singular_kernels_are_undecided_only_when_nothing_forces_them():
     z = Replacement(0, x[0] + 1, torch.ones(1, dtype=F64))
     rate = train_twins(model, x, torch.zeros(3, 1, dtype=F64), [z], steps=2).assumptions[0]
     assert (rate["value"], rate["verdict"]) == (0.0, "undecided")
+
+
+def test_a_loss_without_curvature_bears_every_step():
+    found = step_limit(5.0, 0.0)
+    assert found.verdict == "holds"
+    assert found.reason.endswith("inf")
