@@ -168,7 +168,8 @@ def write_run(out: Path, facts: Mapping[str, Any]) -> None:
     with usable(out):
         (out / "runs").mkdir(exist_ok=True)
         text = json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n"
-        name = f"{facts['started'].replace(':', '')}-{facts['host']}-{os.getpid()}.json"
+        # One process can start twice within the second that ``started`` names.
+        name = f"{facts['started'].replace(':', '')}-{facts['host']}-{os.getpid()}-{time.time_ns()}.json"
         write_whole(out / "runs" / name, lambda path: path.write_text(text, encoding="utf-8"))
 
 

@@ -234,3 +234,11 @@ def test_nothing_to_load(tmp_path):
     open_folder(tmp_path / "new", STUDY, FACTS)
     with pytest.raises(ValueError, match=r"summary\.parquet"):
         load_results(tmp_path / "new")
+
+
+def test_two_runs_within_a_second_leave_two_records(tmp_path):
+    facts = {"started": "2026-11-29T00:00:00", "host": "here"}
+    for finished in (7, 1):
+        store.write_run(tmp_path, facts | {"finished": finished})
+    found = [json.loads(path.read_text())["finished"] for path in (tmp_path / "runs").iterdir()]
+    assert sorted(found) == [1, 7]
