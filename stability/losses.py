@@ -17,7 +17,6 @@ from nt_kernel.metric.gauss_newton import logistic_factor, softmax_factor
 from nt_kernel.metric.output_metric import OutputMetric, from_factor, resolve_output_metric, scaled
 
 PerSample = Callable[[Tensor, Tensor], Tensor]  # (y, a), both [..., N, p]
-TARGETS = ("real", "distribution", "unit")
 
 
 @dataclass(frozen=True)

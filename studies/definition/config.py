@@ -8,7 +8,7 @@ the axes of ``[grid]`` make of it in ``axes.py``; the keys of each kind of study
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -17,6 +17,9 @@ from studies.definition.config_text import apply_overrides, describe, flatten, n
 from studies.definition.fields import Count, Table, count_or_auto
 from studies.definition.kinds import Kind, kind_of
 from studies.definition.points import Point, Value, point_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHIPPED = Path(__file__).parent.parent / "catalogue"
 
@@ -137,6 +140,13 @@ class Study(Table):
             name: str(value) if len(kinds.get(name, ())) > 1 and not kinds[name] <= {int, float} else value
             for name, value in point.values
         }
+
+    def keyed(self, point: Point, tables: "dict[str, pd.DataFrame]") -> "dict[str, pd.DataFrame]":
+        """The tables of a point with :meth:`columns` in front, in place."""
+        for table in tables.values():
+            for place, (name, value) in enumerate(self.columns(point).items()):
+                table.insert(place, name, value)
+        return tables
 
     def fixed(self) -> dict[str, Any]:
         """Everything beside the point's own values that changes its numbers; kinds add what they need to."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from studies.results.frames import Frames
 
-FIXED = ("seed", "replaced", "replacement")
 MEASURED = ("loss_tail", "held_out", "thickness", "alignment", "sup", "held_out_sup", "sup_at_level")
 
 

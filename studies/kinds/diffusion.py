@@ -55,10 +55,7 @@ def run_point(study: DiffusionStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         tau=at.tau,
         images=at.images,
     )
-    for table in tables.values():
-        for place, (name, value) in enumerate(study.columns(point).items()):
-            table.insert(place, name, value)
-    return tables
+    return study.keyed(point, tables)
 
 
 def work(study: DiffusionStudy, point: Point) -> float:

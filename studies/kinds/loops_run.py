@@ -120,9 +120,7 @@ def _trainer(at: LoopStudy, point: Point, look: Tensor, loss: Loss) -> Callable[
                     )
 
         if keep:
-            with record(
-                model, x, optimizer, targets=a, loss="squared" if loss.name == "squared" else loss.value
-            ) as watched:
+            with record(model, x, optimizer, targets=a, loss=loss) as watched:
                 loop(watched)
         else:
             watched = None

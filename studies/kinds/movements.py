@@ -60,11 +60,7 @@ def run_point(study: MovementStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         tau=at.tau,
         steps=at.steps,
     )
-    columns = study.columns(point)
-    for table in tables.values():
-        for place, (name, value) in enumerate(columns.items()):
-            table.insert(place, name, value)
-    return tables
+    return study.keyed(point, tables)
 
 
 def work(study: MovementStudy, point: Point) -> float:

@@ -58,10 +58,7 @@ def run_point(study: RloStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         seed=point.seed,
         level=at.level,
     )
-    for table in tables.values():
-        for place, (name, value) in enumerate(study.columns(point).items()):
-            table.insert(place, name, value)
-    return tables
+    return study.keyed(point, tables)
 
 
 def work(study: RloStudy, point: Point) -> float:
