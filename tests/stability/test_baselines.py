@@ -4,7 +4,7 @@ import multiprocessing
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stability.regression.baselines import Constant, moved, read, to_toml, tolerances, update
@@ -21,6 +21,7 @@ def test_any_names_and_numbers_come_back_from_toml(tests):
     assert tomllib.loads(to_toml(tests)) == tests
 
 
+@example(value=1.15, base=1.0, rtol=0.1, atol=0.1)  # within the sum of both tolerances, beyond each
 @given(
     value=st.floats(-1e6, 1e6), base=st.floats(-1e6, 1e6), rtol=st.floats(0, 1), atol=st.floats(0, 1e3),
 )  # fmt: skip

@@ -139,9 +139,10 @@ def test_mini_batches_and_curvature_by_dense_matrices():
     torch.testing.assert_close(ClosedLoop(run).matrices()[0], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["adam", "nadam", "rmsprop", "adagrad", "rlo-tanh", "second-moment"])
+@pytest.mark.parametrize("name", ["adam", "nadam", "radam", "rmsprop", "adagrad", "rlo-tanh", "second-moment"])
 def test_frozen_denominators_by_dense_matrices(name):
-    """The force −ℓ(η + ζγ)B_t of the second step, B_t = (1/n) J D⁻¹Jᵀ with the D that the optimizer divided by."""
+    """The force −ℓ(η + ζγ)B_t of the last step, B_t = (1/n) J D⁻¹Jᵀ with the D that the optimizer divided by."""
+    steps = 8 if name == "radam" else 2  # RAdam divides from its seventh step on
     x, a = data(4, 2, 2)
     captured = {}
 
@@ -149,8 +150,8 @@ def test_frozen_denominators_by_dense_matrices(name):
         captured["model"], captured["opt"] = m, FROZEN[name](m, lr)
         return captured["opt"]
 
-    run = trained(mlp(2, 2), make, x, a, steps=2)
-    run.load(1)
+    run = trained(mlp(2, 2), make, x, a, steps=steps)
+    run.load(steps - 1)
     J, opt = dense_jacobian(run.reader.model, x), captured["opt"]
     state = [opt.state[p] for p in captured["model"].parameters()]
     flat = lambda key: torch.cat([s[key].flatten() for s in state])  # noqa: E731
@@ -162,6 +163,12 @@ def test_frozen_denominators_by_dense_matrices(name):
             mu = [0.9 * (1 - 0.5 * 0.96 ** (0.004 * t)) for t in (1, 2, 3)]
             rate = 0.1 * ((1 - mu[1]) / (1 - mu[0] * mu[1]) + mu[2] / (1 - mu[0] * mu[1] * mu[2]) * 0.1)
         pull = 0.1 * (name == "adam")
+    elif name == "radam":  # what torch moved by, over its mean of gradients
+        before, after = (
+            torch.cat([p.flatten() for p in m.parameters()]) for m in (run.reader.model, captured["model"])
+        )
+        P = (before - after).detach() * (1 - 0.5**8) / (0.1 * flat("exp_avg"))
+        rate, pull = 0.1 * (1 - 0.5) / (1 - 0.5**8), 0.0
     elif name == "rmsprop":
         P, rate, pull = 1 / (flat("square_avg").sqrt() + 1e-8), 0.1, 0.0
     elif name == "adagrad":
@@ -178,7 +185,7 @@ def test_frozen_denominators_by_dense_matrices(name):
     force = J @ P @ J.T / 4
     if pull:  # δθ lifted by D⁻¹Jᵀ(J D⁻¹Jᵀ)⁻¹
         force = force + pull * J @ P @ P @ J.T @ torch.linalg.pinv(J @ P @ J.T, hermitian=True)
-    A, D = ClosedLoop(run).matrices()[1], 8
+    A, D = ClosedLoop(run).matrices()[-1], 8
     e, f = torch.eye(D, dtype=x.dtype), torch.zeros(D, D, dtype=x.dtype)
     moved_f = (A @ torch.cat([e, f]))[D:] if len(A) == 2 * D else A - e
     kick = 0.0
