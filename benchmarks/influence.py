@@ -15,7 +15,7 @@ from benchmarks.prediction_data import draw_study, network
 from benchmarks.prediction_figures import scatter_figure
 from benchmarks.timing import Settings
 from optim import Woodbury
-from optim.direction import woodbury_step
+from optim.steps.direction import woodbury_step
 from stability.influence_functions import influence
 from stability.prediction.predict import predict_twins
 from stability.replacement import Replacement
@@ -27,7 +27,7 @@ ABOUT = (
     "at random, trained, and predicted by every method. Quantities at the end, on S: `r` and `ρ`, correlation and "
     "rank correlation of predicted and trained sup divergence; `error`: ‖ê − e‖/‖e‖ of the output vectors, median over the "
     "twins; `seconds`: CPU time for all twins, a run on S where the method needs one included; `against training`: CPU "
-    "time of training them (`optim.direction.woodbury_step`, or one by one where that is cheaper) over it. TracIn: in the "
+    "time of training them (`optim.woodbury_step`, or one by one where that is cheaper) over it. TracIn: in the "
     "metric of the optimizer, a checkpoint every fifth step. Influence functions: Gauss–Newton of the whole network at the "
     "end, damped by mass/(steps·lr), the early stopping that matches. Left out: the run on S without k, retrained, for every "
     "k; it does not know z'. kronfluence: EK-FAC with the same damping, the outputs as measurements."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.prediction_figures import slope, width_figure
 from benchmarks.timing import Settings
 from optim import Woodbury
-from optim.direction import woodbury_step
+from optim.steps.direction import woodbury_step
 from stability.prediction.predict import predict_twins
 from stability.replacement import Replacement, stack_twins
 
@@ -24,7 +24,7 @@ ABOUT = (
     "the first of them are trained too. `error`: ‖ê − e‖/‖e‖ of the outputs' divergence at the end, median over the trained "
     "twins, in brackets the largest; `r`: correlation of predicted and trained sup divergence. `ms`: CPU time of the whole "
     "prediction, the run on S included, per twin and step. `against training`: CPU time of training a twin over it, the "
-    "cheaper of a stack of all trained twins (`optim.direction.woodbury_step`) and a run by itself (`optim.Woodbury`), both "
+    "cheaper of a stack of all trained twins (`optim.woodbury_step`) and a run by itself (`optim.Woodbury`), both "
     'with solver="auto", with nothing of what train_twins measures. `slope`: of log error on S against log width.'
 )
 METHOD = "Times: CPU seconds of one call each, at one thread unless the machine's line says otherwise."

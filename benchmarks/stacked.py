@@ -14,9 +14,9 @@ from benchmarks.step import loss_of, training_step
 from benchmarks.timing import Contender, Entry, Settings, compare, table
 from benchmarks.workloads import WORKLOADS
 from optim import Woodbury
-from optim.first_order import Rule, gradient_descent
-from optim.stacked import StackedState, stack_parameters, stacked_step
-from optim.stacked_woodbury import WoodburyStep
+from optim.stacks.first_order import Rule, gradient_descent
+from optim.stacks.stacked import StackedState, stack_parameters, stacked_step
+from optim.stacks.stacked_woodbury import WoodburyStep
 
 BASE = "Woodbury, stacked"
 TITLE = "Stacked twins"

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from optim import Woodbury
-from optim.manifold import Manifold, positive
-from optim.ode import ode_module
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import Manifold, positive
+from optim.riemannian.ode import ode_module
+from optim.riemannian.riemannian_module import RiemannianModule
 
 GENES, CHANNELS = 3, 2
 TRUTH = {

@@ -14,8 +14,8 @@ from nt_kernel.factors import named_like
 from nt_kernel.mass import Mass
 from nt_kernel.metric.model_metric import ModelMetric
 from nt_kernel.metric.output_metric import OutputMetric
-from optim.direction import woodbury_direction
-from optim.risk import risk_at
+from optim.steps.direction import woodbury_direction
+from optim.steps.risk import risk_at
 
 METHODS = ("DOP853", "RK45", "RK23", "LSODA", "Radau", "BDF")
 # The action of a flow rides along as one more variable, under the one name that no parameter can have.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from nt_kernel.capture.plan import trainable_layers
 from nt_kernel.errors import unknown_name
-from optim.group_mass import GroupMass, loaded_mass, mass_of_layers, saved_mass
-from optim.groups import HYPERPARAMETERS, checked_group, layer_groups
-from optim.passes import Passes
+from optim.options.group_mass import GroupMass, loaded_mass, mass_of_layers, saved_mass
+from optim.options.groups import HYPERPARAMETERS, checked_group, layer_groups
+from optim.steps.passes import Passes
 
 
 class ModelOptimizer(torch.optim.Optimizer):
@@ -22,7 +22,7 @@ class ModelOptimizer(torch.optim.Optimizer):
     of passes starts empty in them.
 
     Raises TypeError for anything but a model, ValueError for one without trainable parameters, and what
-    :mod:`optim.groups` and :mod:`nt_kernel.mass` raise.
+    :mod:`optim.options.groups` and :mod:`nt_kernel.mass` raise.
     """
 
     _carried: tuple[str, ...] = ("model", "mass")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from optim.retraction import EmbeddedManifold
+from optim.lyapunov.retraction import EmbeddedManifold
 from optim.rlo import RLO, Lifted
 
 NAN = float("nan")

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor
 
 from nt_kernel.errors import unknown_name
-from optim.retraction import EmbeddedManifold, embedded_manifold
-from optim.rlo_rules import BETAS, DIRECTIONS, EPS, SCALE, SHARED, SLOTS, Tensors, direction, lift, signal, unit_norm
+from optim.lyapunov.retraction import EmbeddedManifold, embedded_manifold
+from optim.lyapunov.rlo_rules import (
+    BETAS,
+    DIRECTIONS,
+    EPS,
+    SCALE,
+    SHARED,
+    SLOTS,
+    Tensors,
+    direction,
+    lift,
+    signal,
+    unit_norm,
+)
 
 Eta = float | Callable[[int], float]
 TRANSPORTED = ("mean", "velocity")  # tangent vectors; Adam's square is none, it stays what it is entry by entry
@@ -41,11 +53,11 @@ class RLO(torch.optim.Optimizer):
     ----------
     lr: step size in units of the direction ("tanh", "sign": the most an entry moves; ``normalize``: the length of a step).
     eta: η ∈ (0, 1], or a function of the number of steps the group has taken, t = 0, 1, …
-    memory: Ψ, "gradient", "ema", "lion", "adam", with ``betas`` and ``eps``; formulas in :mod:`optim.rlo_rules`.
+    memory: Ψ, "gradient", "ema", "lion", "adam", with ``betas`` and ``eps``; formulas in :mod:`optim.lyapunov.rlo_rules`.
     direction: Φ, "identity", "tanh" (of u/``scale``), "sign", "normalized", or a function u → d of one tensor, minus included.
     normalize: one norm over the parameters of all groups that ask for it. weight_decay: decoupled (arXiv 1711.05101).
     manifold: "euclidean", "sphere" (rows of norm 1), "stiefel" (orthonormal columns, rows of a wide matrix), or an
-        :class:`optim.retraction.EmbeddedManifold`; every parameter of the group is a point of it.
+        :class:`optim.lyapunov.retraction.EmbeddedManifold`; every parameter of the group is a point of it.
 
     All are options of param groups; ``group["eta"]`` and ``group["lr"]`` may be set between steps. Functions are not saved by
     ``state_dict``: a loading optimizer keeps its own. Special cases, held against the originals in the tests:

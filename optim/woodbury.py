@@ -12,17 +12,17 @@ from nt_kernel.mass import Masses
 from nt_kernel.metric.inner import Solve
 from nt_kernel.metric.layer_metric import StepSystem, check_scale, check_solver, resolve_blocks
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-from optim.damping import Damping, LevenbergMarquardt, Trial, damping_at, penalty_increase, predicted_decrease
-from optim.diagnostics import StepDiagnostics, inner_figures
-from optim.direction import gradient_direction, step_systems
-from optim.group_mass import GroupMass, current_masses, damped
-from optim.groups import update_of
 from optim.model_optimizer import ModelOptimizer
-from optim.second_moment import SecondMomentMass
-from optim.step_check import checked_step
-from optim.step_limit import auto_lr
-from optim.trust_region import parameters_at, trust_region
-from optim.update import decayed_gradient, moved
+from optim.options.damping import Damping, LevenbergMarquardt, Trial, damping_at, penalty_increase, predicted_decrease
+from optim.options.diagnostics import StepDiagnostics, inner_figures
+from optim.options.group_mass import GroupMass, current_masses, damped
+from optim.options.groups import update_of
+from optim.options.second_moment import SecondMomentMass
+from optim.options.trust_region import parameters_at, trust_region
+from optim.steps.direction import gradient_direction, step_systems
+from optim.steps.step_check import checked_step
+from optim.steps.step_limit import auto_lr
+from optim.steps.update import decayed_gradient, moved
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Woodbury(ModelOptimizer):
     Parameters
     ----------
     model: the network (samples must not interact). lr: step size, or "auto" for 1/N (N metric blocks, scale "mean").
-    mass: D, a number, one per layer, a dict by layer or parameter name, or a :class:`~optim.second_moment.SecondMomentMass`.
+    mass: D, a number, one per layer, a dict by layer or parameter name, or a :class:`~optim.SecondMomentMass`.
     output_metric: M, "identity", "squared", "cross_entropy", or a callable y → [N, C, C].
     scale: c = 1/B ("mean"), 1 ("sum"), 0 ("none": G = D, gradient descent), or "mean-jacobian": G = D + J̄ᵀM̄ J̄ with the
         batch means of the J_i and M_i, whose inner matrix is [C, C]. blocks: "layer" or "network".
@@ -65,13 +65,13 @@ class Woodbury(ModelOptimizer):
         beyond that the kernel of every step, [B·C, B·C], is formed and, where its norm does not settle it, its
         eigenvalues. It presumes h = (1/B)Σℓ with ∇²_yℓ ⪯ M (½‖y − a‖² with M = I, cross-entropy with any M here). A loss
         of curvature σ, such as ``MSELoss()`` with σ = 2/C, steps like lr·σ: write ``check_step=False`` and mind the limit.
-        Momentum, weight decay and rates by group change the limit (``optim.step_limit``).
-    momentum, dampening, nesterov, weight_decay, decay: :class:`optim.update.Update`; G⁻¹g enters the momentum buffer.
+        Momentum, weight decay and rates by group change the limit (``optim.steps.step_limit``).
+    momentum, dampening, nesterov, weight_decay, decay: :class:`optim.steps.update.Update`; G⁻¹g enters the momentum buffer.
     damping: λ > 0 that multiplies D; a function of the number of steps taken; or a trust region,
-        :class:`~optim.damping.LevenbergMarquardt`, which decides by the loss (``step(closure)``) instead of ``check_step``.
+        :class:`~optim.LevenbergMarquardt`, which decides by the loss (``step(closure)``) instead of ``check_step``.
     groups: [{"layers": ["0", "blocks.*"], "lr": …}, …], ``fnmatch`` patterns of layer names with hyperparameters of their
         own (lr, mass, momentum, dampening, nesterov, weight_decay, decay, damping); the other layers take those above.
-    diagnostics: keep :class:`~optim.diagnostics.StepDiagnostics` of every block in ``diagnostics``, at the price of
+    diagnostics: keep :class:`~optim.options.diagnostics.StepDiagnostics` of every block in ``diagnostics``, at the price of
         forming and diagonalising its inner matrix at every step; nothing without.
 
     All hyperparameters by group are entries of ``param_groups``, read at every step and kept by ``state_dict``. Of the last

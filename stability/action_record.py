@@ -13,7 +13,7 @@ from nt_kernel.errors import NumericalError
 from nt_kernel.mass import Mass
 from nt_kernel.metric.model_metric import ModelMetric
 from nt_kernel.metric.output_metric import OutputMetric
-from optim.risk import risk_at
+from optim.steps.risk import risk_at
 from stability.action import ActionTerms, action_balance, action_terms
 
 if TYPE_CHECKING:

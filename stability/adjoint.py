@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from optim.risk import mean_loss
+from optim.steps.risk import mean_loss
 
 LayerParams = tuple[dict[str, Tensor], ...]
 

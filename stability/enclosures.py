@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optim.recursion import scalar_recursion
-from optim.recursion import scalar_step as scalar_step  # one engine, offered here too
+from optim.steps.recursion import scalar_recursion
+from optim.steps.recursion import scalar_step as scalar_step  # one engine, offered here too
 
 
 def ellipsoid_step(F: Tensor, AF: Tensor, w: Tensor) -> Tensor:

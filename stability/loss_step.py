@@ -9,7 +9,7 @@ from torch import Tensor
 from nt_kernel.metric.inner import apply_blocks
 from nt_kernel.metric.layer_metric import rate_limit
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-from optim.step_limit import auto_lr
+from optim.steps.step_limit import auto_lr
 from stability.losses import Loss
 
 

@@ -17,8 +17,8 @@ from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import inner_system, model_mass, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import resolve_output_metric
 from nt_kernel.spectra.spectrum import largest_block_eigenvalues, rounding_radius
-from optim.direction import inner_systems, woodbury_direction
-from optim.step_limit import checked_rate
+from optim.steps.direction import inner_systems, woodbury_direction
+from optim.steps.step_limit import checked_rate
 from stability.loss_step import rate_bound, rate_name, weighed_kernel
 from stability.losses import Loss, resolve_loss
 from stability.replacement import Replacement, rows_on_S, stack_twins

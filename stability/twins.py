@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nt_kernel.mass import Mass, smallest_mass
 from nt_kernel.metric.output_metric import OutputMetric
 from optim.flow import gradient_flow
-from optim.step_limit import check_lr
+from optim.steps.step_limit import check_lr
 from stability.assumptions.catalogue import NULL_SHARE
 from stability.assumptions.structure import why_singular
 from stability.assumptions.verdicts import judge

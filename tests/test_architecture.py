@@ -11,6 +11,21 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["nt_kernel", "optim", "stability", "studies"]  # each imports only those before it
 ROOMS = {
     "nt_kernel": ["house", "errors", "products", "mass", "capture", "factors", "spectra", "metric", "kernels"],
+    "optim": [
+        "steps",
+        "options",
+        "lyapunov",
+        "riemannian",
+        "stacks",
+        "movements",
+        "model_optimizer",
+        "woodbury",
+        "rlo",
+        "naim",
+        "naim_lyapunov",
+        "minimizing_movement",
+        "flow",
+    ],
     "studies": [
         "catalogue",
         "definition",

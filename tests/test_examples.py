@@ -10,7 +10,7 @@ import torch
 
 from examples import contraction, enclosure_cost, gene_regulation, on_average, optimal_masses, own_study, routes
 from nt_kernel import layer_factors
-from optim.module_step import metric_factors
+from optim.riemannian.module_step import metric_factors
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,10 +27,10 @@ from nt_kernel.metric.cost_model import worth_a_try
 from nt_kernel.metric.layer_metric import push_through
 from nt_kernel.metric.output_metric import resolve_output_metric
 from nt_kernel.metric.triangular import solve_factored
-from optim.damping import Damping, LevenbergMarquardt, damping_at
 from optim.movements.inner import InnerProblem, copy_into, network_outputs
 from optim.movements.space import Curvature, definite
-from optim.trust_region import trust_region
+from optim.options.damping import Damping, LevenbergMarquardt, damping_at
+from optim.options.trust_region import trust_region
 
 IDENTITY = resolve_output_metric("identity")
 SOLVERS = ("auto", "cholesky", "cg")

@@ -10,8 +10,8 @@ u^{k+1} is an inexact P(u^k), P = P_τ the exact proximal map of a λ-convex E, 
 - path           Σ_{j<k}‖u^{j+1} − u^j‖ ≤ B₁ + Σ_{j<k}δ_j + Σ_{j<k}ε_j, and with B₀ in the place of B₁.
 
 *Proofs.* P contracts by q: with p = P(u), p' = P(u'), u − u' = p − p' + τ(∇E(p) − ∇E(p')), and the inner product with p − p'
-is at least (1 + τλ)‖p − p'‖². Tracking and distance are then :func:`optim.recursion.scalar_recursion` (P(u*) = u*). Exact
-path: E(·) + ‖· − ū‖²/(2τ) is (λ + 1/τ)-convex with minimum at P(ū), so E(ū) ≥ E(P(ū)) + (1/τ + λ/2)‖P(ū) − ū‖²; sum, and
+is at least (1 + τλ)‖p − p'‖². Tracking and distance are then :func:`~optim.steps.recursion.scalar_recursion` (P(u*) = u*).
+Exact path: E(·) + ‖· − ū‖²/(2τ) is (λ + 1/τ)-convex with minimum at P(ū), so E(ū) ≥ E(P(ū)) + (1/τ + λ/2)‖P(ū) − ū‖²; sum, and
 Cauchy & Schwarz. Path: ‖u^{k+1} − u^k‖ ≤ δ_k + ‖(P − I)(u^k)‖ and I − P is nonexpansive (P is firmly so), hence
 ‖(P − I)(u^k)‖ ≤ ‖(P − I)(ū^k)‖ + ε_k. ∎
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from optim.movements.space import norm
-from optim.recursion import scalar_recursion
+from optim.steps.recursion import scalar_recursion
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nt_kernel.capture.plan import trainable_layers
 from nt_kernel.errors import NumericalError, unknown_name
 from nt_kernel.metric.output_metric import resolve_output_metric
-from optim.step_limit import StepTooLargeError, auto_lr, check_lr
+from optim.steps.step_limit import StepTooLargeError, auto_lr, check_lr
 from stability.assumptions.activations import smooth_activations
 from stability.assumptions.alone import FLOWS, determinism, followed, run_alone, same_bits
 from stability.assumptions.along import Watch, bounded

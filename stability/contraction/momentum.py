@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from optim.step_limit import product_limit
+from optim.steps.step_limit import product_limit
 from stability.contraction.result import ContractionMetric
 
 

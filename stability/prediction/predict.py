@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
-from optim.step_limit import check_lr
+from optim.steps.step_limit import check_lr
 from stability.losses import Loss, PerSample
 from stability.prediction.run import Prediction, TwinPredictor
 from stability.prediction.strided import STRIDE

@@ -13,8 +13,8 @@ from nt_kernel.factors import layer_factors
 from nt_kernel.mass import Mass
 from nt_kernel.metric.layer_metric import model_mass, push_through, resolve_blocks, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-from optim.direction import step_systems, woodbury_direction
-from optim.step_limit import check_lr, checked_rate
+from optim.steps.direction import step_systems, woodbury_direction
+from optim.steps.step_limit import check_lr, checked_rate
 from stability.loss_step import auto_step, rate_bound, rate_name, weighed_kernel
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.blocks import SharedBlock

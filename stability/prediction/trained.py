@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nt_kernel.capture.probe import split_state
 from nt_kernel.mass import Mass
 from nt_kernel.metric.output_metric import OutputMetric
-from optim.direction import woodbury_step
+from optim.steps.direction import woodbury_step
 from stability.losses import Loss, PerSample, resolve_loss
 from stability.prediction.run import divergence_norms
 from stability.prediction.stack import stacked_outputs

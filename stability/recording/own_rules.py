@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optim.damping import LevenbergMarquardt
-from optim.group_mass import current_masses, damped
+from optim.options.damping import LevenbergMarquardt
+from optim.options.group_mass import current_masses, damped
+from optim.options.second_moment import SecondMomentMass
 from optim.rlo import RLO, RLOLambda, RLOLifted
-from optim.second_moment import SecondMomentMass
 from optim.woodbury import Woodbury
 from stability.recording.step_rule import (
     Held,

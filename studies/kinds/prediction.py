@@ -57,7 +57,7 @@ def _number(lr: float | str, drawn) -> float:
     if lr != "auto":
         return lr
     from nt_kernel import layer_factors
-    from optim.step_limit import auto_lr
+    from optim.steps.step_limit import auto_lr
 
     return auto_lr(len(layer_factors(drawn.model, drawn.x)[1]), "mean")
 

@@ -60,7 +60,7 @@ def _once(compute: Callable, study: Study, point: Point, tried: int) -> "tuple[A
 def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
     """What an exception means for the study."""
     from nt_kernel.errors import NumericalError
-    from optim.step_limit import StepTooLargeError
+    from optim.steps.step_limit import StepTooLargeError
 
     said, text = str(error), "".join(traceback.format_exception(error))
     if isinstance(error, StepTooLargeError):

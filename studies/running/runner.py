@@ -118,7 +118,7 @@ def _hopeless(failures: "Sequence[Failure | None]") -> bool:
 def _error(points: Sequence[Point], failures: Mapping[Point, Failure], ending: str) -> Exception:
     """One error for all points that failed, the input's before the arithmetic's before the rest."""
     from nt_kernel.errors import NumericalError
-    from optim.step_limit import round_down
+    from optim.steps.step_limit import round_down
 
     in_order = {point: failures[point] for point in points if point in failures}
     too_large = {point: failure for point, failure in in_order.items() if failure.kind == "step"}

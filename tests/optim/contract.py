@@ -18,9 +18,9 @@ from torch.optim import SGD, Adam, Optimizer
 
 from nt_kernel.mass import RowColumnMass
 from optim import Woodbury
-from optim.damping import LevenbergMarquardt
+from optim.options.damping import LevenbergMarquardt
+from optim.options.second_moment import SecondMomentMass
 from optim.rlo import RLO, RLOLambda, RLOLifted
-from optim.second_moment import SecondMomentMass
 from tests.reference import F64
 
 LR = 0.05

@@ -2,8 +2,8 @@
 
 import torch
 
-from optim.manifold import Manifold, positive
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import Manifold, positive
+from optim.riemannian.riemannian_module import RiemannianModule
 from tests.reference import F64
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from optim import Woodbury
-from optim.stacked import StackedState, stacked_step
+from optim.stacks.stacked import StackedState, stacked_step
 from tests.nt_kernel.cases import CASES, Custom, of
 from tests.reference import trainable
 

@@ -13,7 +13,7 @@ from nt_kernel.factors import join_factors
 from nt_kernel.mass import RowColumnMass
 from nt_kernel.metric.output_metric import resolve_output_metric
 from optim import Woodbury
-from optim.damping import LevenbergMarquardt, damping_at, decrease_ratio, predicted_decrease
+from optim.options.damping import LevenbergMarquardt, damping_at, decrease_ratio, predicted_decrease
 from tests.nt_kernel.cases import F64, mlp
 from tests.optim.problems import closure_of, problem
 from tests.reference import Dense, definite_metric, distance, singular_metric, trainable

@@ -6,7 +6,7 @@ import torch
 from nt_kernel.metric.inner import InnerSystem
 from nt_kernel.metric.output_metric import resolve_output_metric
 from optim import Woodbury, woodbury
-from optim.diagnostics import inner_figures
+from optim.options.diagnostics import inner_figures
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.nt_kernel.test_mean_jacobian import DenseMean
 from tests.optim.problems import OPTIONS, call, problem
@@ -97,7 +97,7 @@ def test_the_residual_is_that_of_the_vector_given(options):
     """A solve that is wrong by 1e-3 shows."""
     from nt_kernel import layer_factors
     from nt_kernel.mass import resolve_mass
-    from optim.direction import step_systems
+    from optim.steps.direction import step_systems
 
     model, x, _ = CASES["mlp"].make()
     y, factors = layer_factors(model, x)

@@ -7,7 +7,7 @@ from torch import nn
 from nt_kernel.metric.layer_metric import solve_metric
 from nt_kernel.metric.output_metric import resolve_output_metric
 from optim import woodbury_direction, woodbury_step
-from optim.direction import inner_systems
+from optim.steps.direction import inner_systems
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, distance, singular_metric, trainable
 

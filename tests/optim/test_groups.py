@@ -9,10 +9,10 @@ from torch import nn
 
 from nt_kernel.mass import RowColumnMass
 from optim import Woodbury
-from optim.damping import LevenbergMarquardt
-from optim.group_mass import damped, loaded_mass, mass_of_layers, saved_mass
-from optim.groups import layer_groups
-from optim.second_moment import SecondMomentMass
+from optim.options.damping import LevenbergMarquardt
+from optim.options.group_mass import damped, loaded_mass, mass_of_layers, saved_mass
+from optim.options.groups import layer_groups
+from optim.options.second_moment import SecondMomentMass
 from tests.nt_kernel.cases import F64, mlp
 from tests.optim.problems import problem
 from tests.reference import Dense, distance, trainable

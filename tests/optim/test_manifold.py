@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nt_kernel.errors import NumericalError
 from nt_kernel.metric.output_metric import from_factor
-from optim.manifold import LOG, Chart, Manifold, output_metric, positive, product
+from optim.riemannian.manifold import LOG, Chart, Manifold, output_metric, positive, product
 from tests.optim.modules import generator, normal
 from tests.reference import F64, softmax_matrix
 

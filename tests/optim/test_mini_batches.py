@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.mini_batches import index_stream, twin_batch
-from optim.stacked import StackedState, stacked_step
-from optim.stacked_woodbury import WoodburyStep
+from optim.stacks.mini_batches import index_stream, twin_batch
+from optim.stacks.stacked import StackedState, stacked_step
+from optim.stacks.stacked_woodbury import WoodburyStep
 from tests.optim.stacks import half_square, network, networks
 from tests.reference import distance, trainable
 

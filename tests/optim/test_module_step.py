@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nt_kernel import layer_factors
 from nt_kernel.errors import NumericalError
 from nt_kernel.metric.output_metric import resolve_output_metric
-from optim.manifold import LOG, Chart, Manifold, positive
-from optim.module_step import metric_factors, riemannian_direction, riemannian_step
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import LOG, Chart, Manifold, positive
+from optim.riemannian.module_step import metric_factors, riemannian_direction, riemannian_step
+from optim.riemannian.riemannian_module import RiemannianModule
 from tests.nt_kernel.cases import CASES
 from tests.optim.modules import (
     dense_direction,

@@ -11,9 +11,9 @@ from torch import nn
 from nt_kernel import layer_factors
 from nt_kernel.metric.inner import InnerSystem
 from optim import StepTooLargeError, Woodbury
-from optim.direction import gradient_share
-from optim.step_limit import checked_rate, joint_rates, largest_product, lr_limit
-from optim.update import Update, moved
+from optim.steps.direction import gradient_share
+from optim.steps.step_limit import checked_rate, joint_rates, largest_product, lr_limit
+from optim.steps.update import Update, moved
 from tests.nt_kernel.cases import F64, mlp
 from tests.optim.problems import problem
 from tests.optim.test_update import COMBINATIONS
@@ -170,7 +170,7 @@ def threshold(own: list[Update], kernels: list[torch.Tensor]) -> float:
 
 @given(updates(), updates(), st.integers(0, 100))
 def test_blocks_with_their_own_hyperparameters_contract_up_to_the_joint_limit(first, second, seed):
-    """The derivation at the head of optim.step_limit, exactly; and checked_rate allows nothing that does not contract."""
+    """The derivation at the head of step_limit.py, exactly; and checked_rate allows nothing that does not contract."""
     draw = torch.Generator().manual_seed(seed)
     A = [torch.randn(3, 3, generator=draw, dtype=F64) for _ in range(2)]
     kernels = [a @ a.T + 0.05 * torch.eye(3, dtype=F64) for a in A]

@@ -12,7 +12,7 @@ from optim.movements.proximal import certificate, proximal_point
 from optim.movements.result import INEQUALITIES
 from optim.movements.space import norm
 from optim.movements.tracking import Trajectory, ball_radius, tracking_columns
-from optim.recursion import scalar_recursion
+from optim.steps.recursion import scalar_recursion
 from tests.reference import F64
 
 

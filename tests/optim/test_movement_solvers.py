@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from optim import ConvexEnergy, FirstOrder, GaussNewton, SquaredEnergy, dirichlet_energy, minimizing_movements
-from optim.damping import LevenbergMarquardt
 from optim.movements.gauss_newton import View
 from optim.movements.inner import InnerProblem, network_outputs, solve_inner
 from optim.movements.proximal import proximal_point
 from optim.movements.space import norm
+from optim.options.damping import LevenbergMarquardt
 from tests.reference import F64, jacobians
 
 N, C = 6, 2

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from optim.lyapunov.retraction import embedded_manifold
 from optim.naim import NaimMonitor, contraction_rate, fitted_factor, residual_bound
 from optim.naim_lyapunov import descent_margin, lyapunov, steady_state
-from optim.retraction import embedded_manifold
 from optim.rlo import RLO, RLOLambda, RLOLifted
 from tests.reference import F64
 

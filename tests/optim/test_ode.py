@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from optim.manifold import Manifold, positive
-from optim.module_step import metric_factors
-from optim.ode import ode_module, rk4
+from optim.riemannian.manifold import Manifold, positive
+from optim.riemannian.module_step import metric_factors
+from optim.riemannian.ode import ode_module, rk4
 from tests.optim.modules import generator, normal
 from tests.reference import F64
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.manifold import Manifold, PulledBack, positive, product
-from optim.matching_rule import matching_gap
-from optim.module_step import metric_factors
-from optim.riemannian_module import ParallelModule, RiemannianModule, SequentialModule
+from optim.riemannian.manifold import Manifold, PulledBack, positive, product
+from optim.riemannian.matching_rule import matching_gap
+from optim.riemannian.module_step import metric_factors
+from optim.riemannian.riemannian_module import ParallelModule, RiemannianModule, SequentialModule
 from tests.optim.modules import dense_jacobian, drawn_point, fixed, generator, normal, smooth
 from tests.reference import F64, definite_metric
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from optim import Woodbury
-from optim.risk import risk_at
+from optim.steps.risk import risk_at
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import trainable
 

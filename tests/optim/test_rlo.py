@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from optim.retraction import embedded_manifold
+from optim.lyapunov.retraction import embedded_manifold
+from optim.lyapunov.rlo_rules import BETAS, DIRECTIONS, tanh_
 from optim.rlo import RLO, RLOLambda, RLOLifted
-from optim.rlo_rules import BETAS, DIRECTIONS, tanh_
 from tests.reference import F64
 
 CURVED = ["sphere", "stiefel"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optim import Woodbury
-from optim.second_moment import SecondMomentMass
+from optim.options.second_moment import SecondMomentMass
 from tests.nt_kernel.cases import F64
 from tests.optim.problems import problem
 from tests.reference import Dense, distance, trainable

@@ -9,9 +9,9 @@ from torch import nn
 from nt_kernel.kernels.live_bytes import LiveBytes
 from nt_kernel.mass import RowColumnMass
 from optim import Woodbury
-from optim.first_order import adam, gradient_descent
-from optim.stacked import StackedState, stack_parameters, stacked_gradients, stacked_step
-from optim.stacked_woodbury import WoodburyStep
+from optim.stacks.first_order import adam, gradient_descent
+from optim.stacks.stacked import StackedState, stack_parameters, stacked_gradients, stacked_step
+from optim.stacks.stacked_woodbury import WoodburyStep
 from tests.nt_kernel.cases import F64, mlp
 from tests.optim.stacks import MAKES, Recursion, half_square, network, networks, separate_runs, train
 from tests.reference import Dense, definite_metric, distance, singular_metric

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from optim import StepTooLargeError
-from optim.first_order import adam, gradient_descent
-from optim.stacked import StackedState, stack_parameters, stacked_step
-from optim.stacked_woodbury import WoodburyStep
+from optim.stacks.first_order import adam, gradient_descent
+from optim.stacks.stacked import StackedState, stack_parameters, stacked_step
+from optim.stacks.stacked_woodbury import WoodburyStep
 from tests.nt_kernel.cases import F64
 from tests.optim.stacks import half_square, network, networks, train
 from tests.reference import Dense, definite_metric, trainable

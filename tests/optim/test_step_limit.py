@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from optim import StepTooLargeError, Woodbury
-from optim.step_limit import auto_lr, check_lr, checked_rate
+from optim.steps.step_limit import auto_lr, check_lr, checked_rate
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, singular_metric
 

@@ -10,9 +10,9 @@ from nt_kernel import layer_factors
 from nt_kernel.mass import RowColumnMass
 from nt_kernel.metric.output_metric import resolve_output_metric
 from optim import Woodbury
-from optim.manifold import Chart, Manifold, positive
-from optim.module_step import metric_factors, riemannian_direction, riemannian_step
-from optim.riemannian_module import RiemannianModule, SequentialModule
+from optim.riemannian.manifold import Chart, Manifold, positive
+from optim.riemannian.module_step import metric_factors, riemannian_direction, riemannian_step
+from optim.riemannian.riemannian_module import RiemannianModule, SequentialModule
 from tests.optim.modules import drawn_point, generator, normal, smooth, stiffness
 from tests.reference import F64, SCALE, definite_metric, distance, trainable
 

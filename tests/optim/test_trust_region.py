@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from optim import Woodbury
-from optim.damping import LevenbergMarquardt
-from optim.second_moment import SecondMomentMass
-from optim.trust_region import parameters_at
+from optim.options.damping import LevenbergMarquardt
+from optim.options.second_moment import SecondMomentMass
+from optim.options.trust_region import parameters_at
 from tests.nt_kernel.cases import F64, Custom, mlp
 from tests.optim.problems import closure_of, problem
 from tests.reference import Dense, distance, trainable

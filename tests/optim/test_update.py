@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from optim.update import Update, decayed_gradient, moved
+from optim.steps.update import Update, decayed_gradient, moved
 from tests.reference import F64
 
 COMBINATIONS = [

@@ -9,7 +9,7 @@ from torch import nn
 
 from nt_kernel import layer_factors
 from optim import Woodbury, woodbury_step
-from optim.direction import gradient_share
+from optim.steps.direction import gradient_share
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.optim.problems import LR, OPTIONS, call, check_step_is_dense, gradients, optimizer, problem
 from tests.reference import Dense, distance, trainable

@@ -13,7 +13,7 @@ from torch import nn
 from nt_kernel.metric.model_metric import ModelMetric
 from optim import Woodbury
 from optim.flow import metric_flow
-from optim.risk import risk_at
+from optim.steps.risk import risk_at
 from stability.action import action_terms
 from stability.action_record import record_action
 from tests.nt_kernel.cases import F64, mlp

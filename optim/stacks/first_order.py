@@ -1,4 +1,4 @@
-"""First-order rules for stacked training: what moves one network, given its gradient; ``optim.stacked`` maps them over K.
+"""First-order rules for stacked training: what moves one network, given its gradient; ``stacked_step`` maps them over K.
 
 A rule is a function (parameters, gradients, memory, step) → (parameters, memory) of one network, pure, in operations that
 ``torch.func.vmap`` follows. ``memory`` is {what: {parameter: tensor}}, empty before the first step; ``step`` counts the steps
@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from optim.update import Update, decayed_gradient, moved
+from optim.steps.update import Update, decayed_gradient, moved
 
 Parameters = Mapping[str, Tensor]
 Memory = Mapping[str, Mapping[str, Tensor]]
@@ -85,7 +85,7 @@ def adam(
 def move_all(
     params: Parameters, directions: Parameters, memory: Memory, update: Update
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Every parameter moved along its direction (:func:`optim.update.moved`), its buffer in ``memory["momentum"]``."""
+    """Every parameter moved along its direction (:func:`optim.steps.update.moved`), its buffer in ``memory["momentum"]``."""
     out, buffers, held = {}, {}, memory.get("momentum", {})
     for name, p in params.items():
         out[name], buffer = moved(p, directions[name].to(p.dtype), held.get(name), update)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from nt_kernel.errors import nearest, unknown_name
-from optim.damping import damping_at
-from optim.step_limit import check_lr
-from optim.update import Update
+from optim.options.damping import damping_at
+from optim.steps.step_limit import check_lr
+from optim.steps.update import Update
 
 HYPERPARAMETERS = ("lr", "mass", "momentum", "dampening", "nesterov", "weight_decay", "decay", "damping")
 

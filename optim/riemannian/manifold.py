@@ -48,7 +48,8 @@ class PulledBack(OutputMetric):
     """The pullback of the output metric of ``modules`` to their inputs, at whatever parameters they have.
 
     A field over inputs and parameters, so it has a factor only where the parameters are known:
-    :meth:`optim.riemannian_module.RiemannianModule.pulled_back`. Of several modules, side by side, it is the product.
+    :meth:`~optim.riemannian.riemannian_module.RiemannianModule.pulled_back`.
+    Of several modules, side by side, it is the product.
     """
 
     def __init__(self, *modules):

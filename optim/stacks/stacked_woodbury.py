@@ -18,11 +18,11 @@ from nt_kernel.metric.layer_metric import (
     solve_metric,
 )
 from nt_kernel.metric.output_metric import OutputMetric, resolve_output_metric
-from optim.direction import step_systems, woodbury_direction
-from optim.first_order import Memory, move_all
-from optim.step_check import checked_step
-from optim.step_limit import auto_lr, check_lr
-from optim.update import Update
+from optim.stacks.first_order import Memory, move_all
+from optim.steps.direction import step_systems, woodbury_direction
+from optim.steps.step_check import checked_step
+from optim.steps.step_limit import auto_lr, check_lr
+from optim.steps.update import Update
 
 Stack = Mapping[str, Tensor]  # {parameter: [K, …]}
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs as the model gives them, targets) of one network → h
@@ -68,7 +68,7 @@ class WoodburyStep:
         return Update(lr, self.momentum, self.dampening, self.nesterov, self.weight_decay, self.decay)
 
     def advance(self, model, params: Stack, memory: Memory, x: tuple, targets: Tensor, loss: Loss):
-        """(parameters, memory) after one step of the stack; arguments as of :func:`optim.stacked.stacked_step`."""
+        """(parameters, memory) after one step of the stack; arguments as of :func:`optim.stacks.stacked.stacked_step`."""
         y, factors = stacked_layer_factors(model, params, x)
         masses, metric = model_mass(factors, self.mass), resolve_output_metric(self.output_metric)
         blocks = resolve_blocks(factors, self.blocks)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from nt_kernel.capture.probe import refuse_modules, refuse_parameters
 from nt_kernel.mass import Mass, ParameterMass, RowColumnMass, resolve_mass
 from nt_kernel.metric.output_factor import OutputMetric
-from optim.manifold import Manifold, Metric, output_metric
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import Manifold, Metric, output_metric
+from optim.riemannian.riemannian_module import RiemannianModule
 
 
 def from_torch(
@@ -23,7 +23,7 @@ def from_torch(
     ----------
     model: copied; frozen parameters and buffers are part of the map. x: inputs like those to come, [N, …].
     mass: of the trainable parameters, as for :class:`optim.Woodbury`. output_metric: of the outputs, flattened
-        (:class:`optim.manifold.Manifold`); None leaves it to what is composed behind.
+        (:class:`optim.riemannian.manifold.Manifold`); None leaves it to what is composed behind.
     name: prefix of the parameters' names, which are otherwise the network's: θ is ``dict(model.named_parameters())``.
 
     Raises ValueError for dropout or BatchNorm in training mode, for parameters that are not real, for an unknown name in
@@ -101,12 +101,12 @@ def as_torch(module: RiemannianModule, point: Mapping[str, Tensor]) -> "ModuleNe
 
         model = module.as_torch(point); opt = Woodbury(model, lr, mass=model.mass, output_metric=model.output_metric)
 
-    takes the steps of :func:`optim.module_step.riemannian_step`.
+    takes the steps of :func:`optim.riemannian.module_step.riemannian_step`.
 
     Raises ValueError for a point that is not on its manifold, or a name that torch keeps for itself; ``model.mass`` raises
     one where a metric is not such a diagonal.
 
-    >>> from optim.manifold import positive
+    >>> from optim.riemannian.manifold import positive
     >>> decay = RiemannianModule(
     ...     Manifold((1,)), {"rate": positive(())}, Manifold((1,), 1.0), lambda t, p: torch.exp(-p["rate"] * t), "decay"
     ... )
@@ -156,7 +156,7 @@ class ModuleNetwork(nn.Module):
         if curved:
             raise ValueError(
                 f"the metric of {', '.join(curved)} is no constant diagonal in its chart, which is what a mass is; step with "
-                "optim.module_step.riemannian_direction, or give the manifold a chart in which it is"
+                "optim.riemannian.module_step.riemannian_direction, or give the manifold a chart in which it is"
             )
         return masses
 

@@ -14,9 +14,9 @@ from nt_kernel.metric.inner import inner_system
 from nt_kernel.metric.layer_metric import push_through, scale_factor, solve_metric
 from nt_kernel.metric.output_factor import lift_by_pinv
 from nt_kernel.metric.output_metric import resolve_output_metric
-from optim.manifold import output_metric
-from optim.metric_recursion import Rows
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import output_metric
+from optim.riemannian.metric_recursion import Rows
+from optim.riemannian.riemannian_module import RiemannianModule
 
 
 def metric_factors(
@@ -30,7 +30,7 @@ def metric_factors(
 
     Raises ValueError where there is neither an output metric nor L_y, or their shapes do not fit.
 
-    >>> from optim.manifold import Manifold
+    >>> from optim.riemannian.manifold import Manifold
     >>> line, free = Manifold((1,)), Manifold((), 1.0)
     >>> scale = RiemannianModule(line, {"a": free}, line, lambda z, p: p["a"] * z, "up")
     >>> square = RiemannianModule(line, {"b": free}, Manifold((1,), 4.0), lambda z, p: p["b"] * z**2, "down")
@@ -96,7 +96,7 @@ def riemannian_step(
 ) -> dict[str, Tensor]:
     """θ moved by −lr·direction along each parameter manifold (``Manifold.retract``), by parameter name.
 
-    >>> from optim.manifold import Manifold, positive
+    >>> from optim.riemannian.manifold import Manifold, positive
     >>> decay = RiemannianModule(Manifold(()), {"k": positive(())}, Manifold(()), lambda t, p: torch.exp(-p["k"] * t))
     >>> riemannian_step(decay, {"k": torch.tensor(2.0)}, {"k": torch.tensor(40.0)}, lr=0.1)["k"] > 0  # 2·exp(−2)
     tensor(True)

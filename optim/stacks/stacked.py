@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nt_kernel.capture.observe import as_inputs, call_model, select_samples
 from nt_kernel.capture.probe import split_state
-from optim.first_order import Memory, Rule
-from optim.stacked_woodbury import Loss, Stack, WoodburyStep
+from optim.stacks.first_order import Memory, Rule
+from optim.stacks.stacked_woodbury import Loss, Stack, WoodburyStep
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def stacked_step(
     params: {trainable parameter: [K, …]} (:func:`stack_parameters`); state: ``StackedState()`` before the first step.
     x, targets: [K, N, …], x a tensor or a tuple of them; with ``shared`` [N, …], the same for all.
     loss: h of one network, mapped over the stack by ``torch.func.vmap``; for Woodbury's usual scale a mean over samples.
-    method: a :class:`WoodburyStep`, or a first-order rule (``optim.first_order``: ``gradient_descent``, ``adam``, your own).
+    method: a :class:`WoodburyStep`, or a first-order rule (``gradient_descent``, ``adam``, your own).
     chunk: networks at a time. It bounds the memory; results differ by rounding, and by the tolerance of conjugate
         gradients where solver="auto" finds another solver cheaper for another number of networks.
 
@@ -63,7 +63,9 @@ def stacked_step(
     """
     params, x, targets, K = _stack(model, params, x, targets, shared)
     if not isinstance(method, WoodburyStep) and not callable(method):
-        raise TypeError(f"method must be a WoodburyStep or a rule (optim.first_order), got {type(method).__name__}")
+        raise TypeError(
+            f"method must be a WoodburyStep or a rule (optim.stacks.first_order), got {type(method).__name__}"
+        )
     for what, held in state.memory.items():
         if any(len(t) != K for t in held.values()):  # one network's memory would be broadcast over the others
             raise ValueError(f"state is not that of this stack of K = {K}: its {what!r} holds {_shapes(held)}")

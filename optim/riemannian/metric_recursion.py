@@ -1,7 +1,7 @@
 """One step of the recursion for the layerwise metric: rows of cotangents through a map, sample by sample.
 
-𝒦 = L·∂f/∂θ and L ← L·∂f/∂z (Pehle & Slotine, arXiv 2603.03610, P2–P3). :mod:`optim.riemannian_module` strings the steps
-together.
+𝒦 = L·∂f/∂θ and L ← L·∂f/∂z (Pehle & Slotine, arXiv 2603.03610, P2–P3). :mod:`optim.riemannian.riemannian_module`
+strings the steps together.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from optim.manifold import Manifold
+from optim.riemannian.manifold import Manifold
 
 Rows = dict[str, Tensor]  # {parameter: [N, q, m]}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nt_kernel.mass import Mass, Masses, ParameterMass, RowColumnMass, resolve_mass
-from optim.second_moment import SecondMomentMass
+from optim.options.second_moment import SecondMomentMass
 
 GroupMass = Mass | SecondMomentMass
 Layers = Mapping[str, Sequence[str]]  # {layer: full names of its parameters}

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from optim.damping import LevenbergMarquardt, Trial, decrease_ratio
+from optim.options.damping import LevenbergMarquardt, Trial, decrease_ratio
 
 
 def trust_region(

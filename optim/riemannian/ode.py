@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from optim.manifold import Manifold
-from optim.riemannian_module import RiemannianModule
+from optim.riemannian.manifold import Manifold
+from optim.riemannian.riemannian_module import RiemannianModule
 
 VectorField = Callable[[float, Tensor, Mapping[str, Tensor]], Tensor]  # (t, z [N, …], θ) → ż [N, …]
 

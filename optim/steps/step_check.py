@@ -9,8 +9,8 @@ from nt_kernel.mass import Masses, smallest_mass
 from nt_kernel.metric.inner import apply_blocks
 from nt_kernel.metric.layer_metric import StepSystem, scale_factor
 from nt_kernel.metric.output_metric import OutputMetric
-from optim.step_limit import checked_rate, joint_rates, lr_limit
-from optim.update import Update
+from optim.steps.step_limit import checked_rate, joint_rates, lr_limit
+from optim.steps.update import Update
 
 
 def checked_step(
@@ -25,16 +25,16 @@ def checked_step(
     """(bound on λ_max, the lr it allows) of a step that contracts; None where nothing moves (lr = 0).
 
     ``updates`` by parameter name, y [..., N, C] (leading dimensions are stacked networks, the worst counts), the rest as
-    for :func:`optim.direction.step_systems`. λ_max is that of Σ weight_α·L_y H_α L_yᵀ, the weights 1 for blocks that move
-    as fast as the fastest (:func:`optim.step_limit.joint_rates`), plus what Riemannian decay adds; lr that of the fastest.
-    At scale "mean" λ_max ≤ Σ weight_α ≤ N costs nothing; kernels are formed only where that does not allow the step.
+    for :func:`~optim.steps.direction.step_systems`. λ_max is that of Σ weight_α·L_y H_α L_yᵀ, the weights 1 for blocks
+    that move as fast as the fastest (:func:`~optim.steps.step_limit.joint_rates`), plus what Riemannian decay adds; lr that
+    of the fastest. At scale "mean" λ_max ≤ Σ weight_α ≤ N costs nothing; kernels are formed only where that does not allow the step.
 
     Raises StepTooLargeError, NumericalError for kernels that are not finite.
 
     >>> import torch
     >>> from nt_kernel import layer_factors
     >>> from nt_kernel.metric.output_metric import resolve_output_metric
-    >>> from optim.direction import step_systems
+    >>> from optim.steps.direction import step_systems
     >>> y, factors = layer_factors(torch.nn.Linear(1, 1, bias=False), torch.tensor([[2.0]]))
     >>> identity, mass = resolve_output_metric("identity"), {"weight": 1.0}
     >>> systems = step_systems(factors, y, mass, "none", identity)  # H = 2²

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from nt_kernel.metric.output_factor import OutputMetric, lift_by_pinv
-from optim.manifold import Manifold, Metric, PulledBack, product
-from optim.matching_rule import check_matching
-from optim.metric_recursion import Rows, output_rows, pull_back_rows
+from optim.riemannian.manifold import Manifold, Metric, PulledBack, product
+from optim.riemannian.matching_rule import check_matching
+from optim.riemannian.metric_recursion import Rows, output_rows, pull_back_rows
 
 PullBack = Callable[[Tensor], tuple[Rows, Tensor | None]]  # L [N, q, dim N] → its rows on the parameters, on the inputs
 
@@ -29,8 +29,8 @@ class RiemannianModule:
 
     Parameters
     ----------
-    inputs, outputs: :class:`optim.manifold.Manifold`. An input manifold states no metric. An output manifold states one, or
-        none, and then takes the pullback of what is composed behind it.
+    inputs, outputs: :class:`~optim.riemannian.manifold.Manifold`. An input manifold states no metric. An output
+        manifold states one, or none, and then takes the pullback of what is composed behind it.
     parameters: {name: Manifold}, every one with a metric; their product is Θ. {} for a module without parameters.
     map: (z [N, *inputs.shape], {name: point}) → [N, *outputs.shape]; samples must not interact, z must not be written to.
     name: of the module; its parameters are called ``name.parameter`` in compositions, where names must differ.
@@ -77,14 +77,14 @@ class RiemannianModule:
 
     @classmethod
     def from_torch(cls, model: nn.Module, x, **options) -> "RiemannianModule":
-        """A network as a module, an ``nn.Sequential`` layer by layer; see :func:`optim.torch_module.from_torch`."""
-        from optim.torch_module import from_torch
+        """A network as a module, an ``nn.Sequential`` layer by layer; see :func:`optim.riemannian.torch_module.from_torch`."""
+        from optim.riemannian.torch_module import from_torch
 
         return from_torch(model, x, **options)
 
     def as_torch(self, point: Mapping[str, Tensor]) -> nn.Module:
-        """An ``nn.Module`` whose layers are the parameter manifolds; see :func:`optim.torch_module.as_torch`."""
-        from optim.torch_module import as_torch
+        """An ``nn.Module`` whose layers are the parameter manifolds; see :func:`optim.riemannian.torch_module.as_torch`."""
+        from optim.riemannian.torch_module import as_torch
 
         return as_torch(self, point)
 
@@ -176,7 +176,7 @@ class RiemannianModule:
     def parallel(self, other: "RiemannianModule") -> "RiemannianModule":
         """This module beside ``other`` (definition 4): (x, x') ↦ (f(x; θ), g(x'; φ)) on product manifolds.
 
-        Points of a product are flat vectors, one factor after the other (:func:`optim.manifold.product`).
+        Points of a product are flat vectors, one factor after the other (:func:`optim.riemannian.manifold.product`).
 
         Raises ValueError for names of parameters that both have, and where one output manifold has a metric and the other
         none.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nt_kernel.errors import NumericalError
-from optim.update import Update
+from optim.steps.update import Update
 
 
 class StepTooLargeError(ValueError):
@@ -154,7 +154,7 @@ def checked_rate(
     3.0
     >>> checked_rate(0.1, float("inf"), lambda: torch.eye(2) * 30)
     Traceback (most recent call last):
-    optim.step_limit.StepTooLargeError: lr = 0.1 is too large: the step needs lr < 2/λ_max = 0.06667; ...
+    optim.steps.step_limit.StepTooLargeError: lr = 0.1 is too large: the step needs lr < 2/λ_max = 0.06667; ...
     """
 
     def allows(value: float) -> bool:

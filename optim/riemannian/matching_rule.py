@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from optim.manifold import Manifold, PulledBack
+from optim.riemannian.manifold import Manifold, PulledBack
 
 if TYPE_CHECKING:
-    from optim.riemannian_module import RiemannianModule
+    from optim.riemannian.riemannian_module import RiemannianModule
 
 DRAWN = 8  # points at which a stated metric is compared, where none are given
 

@@ -1,0 +1,1 @@
+"""Parts of the Riemannian Lyapunov optimizers: memories and directions, retractions and transport."""

@@ -1,0 +1,1 @@
+"""Riemannian modules: manifolds, the matching rule, the metric recursion, layers of torch, differential equations."""

@@ -1,0 +1,1 @@
+"""Many networks stepped together, and the streams of rows that they share."""
