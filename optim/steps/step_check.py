@@ -27,7 +27,8 @@ def checked_step(
     ``updates`` by parameter name, y [..., N, C] (leading dimensions are stacked networks, the worst counts), the rest as
     for :func:`~optim.steps.direction.step_systems`. λ_max is that of Σ weight_α·L_y H_α L_yᵀ, the weights 1 for blocks
     that move as fast as the fastest (:func:`~optim.steps.step_limit.joint_rates`), plus what Riemannian decay adds; lr that
-    of the fastest. At scale "mean" λ_max ≤ Σ weight_α ≤ N costs nothing; kernels are formed only where that does not allow the step.
+    of the fastest. At scale "mean" λ_max ≤ Σ weight_α ≤ N costs nothing; kernels are formed only where that does not allow
+    the step.
 
     Raises StepTooLargeError, NumericalError for kernels that are not finite.
 
