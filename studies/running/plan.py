@@ -1,8 +1,9 @@
 """``stability plan``: how many points, how long and how much memory, from a calibration on this machine, before anything runs.
 
-Two points are run in a process of their own, the quickest and one of middle effort, with a tenth of the steps where the
+Two points are run, each in a process of its own, the quickest and one of middle effort, with a tenth of the steps where the
 study has steps: seconds = a + b·work·steps and bytes = c + d·size are fitted to them and carried over to the other points
-by the kind's ``work`` and ``size``. An estimate: cores that are shared, or caches that are outgrown, change it.
+by the kind's ``work`` and ``size``. A first run in each process pays for imports and caches: it is what a worker needs to
+start, and counts once for all of its points. An estimate: cores that are shared, or caches that are outgrown, change it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ SHARE, LEAST = 10, 3  # the calibration's steps: a tenth, three at least
 
 @dataclass(frozen=True)
 class Measured:
-    """One calibration run: set-up and first steps apart from the rest. ``bytes``: the largest resident size."""
+    """One calibration. ``start``: what the first point of a process costs beyond ``seconds``; ``bytes``: peak resident size."""
 
+    start: float
     seconds: float
     bytes: float
 
@@ -42,15 +44,31 @@ class Plan:
 
 
 def measure(study: Study, point: Point) -> Measured:
-    """Run the point here and look at clock and memory; in a fresh process, so that the peak is this point's."""
+    """Run the point here and look at clock and memory; in a fresh process, so that the peak is this point's.
+
+    With steps: s₁ of them twice, the first time for ``start``, then s₂ > s₁, and seconds = t(s₁) + (steps − s₁)·(t(s₂) −
+    t(s₁))/(s₂ − s₁). Without: once.
+    """
     import resource
     import sys
 
-    start = time.perf_counter()
-    study.kind_object.run_point(study, point)
-    seconds = time.perf_counter() - start
+    def run(count: int) -> float:
+        trial = study.model_copy(update={"steps": count}) if count else study
+        start = time.perf_counter()
+        study.kind_object.run_point(trial, point)
+        return time.perf_counter() - start
+
+    steps = getattr(study, "steps", 0)
+    if steps:
+        more = min(max(steps // SHARE, LEAST), steps)
+        few = max(more // 2, 1)
+        first, less = run(few), run(few)
+        each = max(run(more) - less, 0.0) / (more - few) if more > few else 0.0
+        start, seconds = max(first - less, 0.0), less + each * (steps - few)
+    else:
+        start, seconds = 0.0, run(0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Measured(seconds, peak * (1 if sys.platform == "darwin" else 1024))
+    return Measured(start, seconds, peak * (1 if sys.platform == "darwin" else 1024))
 
 
 def _trial(task: tuple[Study, Point]) -> Measured:
@@ -70,23 +88,13 @@ def plan(study: Study) -> Plan:
     size = {point: float(kind.size(study, point)) for point in points}
     ordered = sorted(points, key=work.get)
     trials = list(dict.fromkeys([ordered[0], ordered[len(ordered) // 2]]))
-    steps = getattr(study, "steps", 0)
-    short, shorter = (max(steps // SHARE, LEAST), max(steps // SHARE // 2, LEAST - 1)) if steps else (0, 0)
-
-    def run(point: Point, count: int) -> Measured:
-        trial = study.model_copy(update={"steps": count}) if count else study
-        # one fresh process each: the largest resident size of a process never falls
-        ((_, found),) = process_pool(_trial, [(trial, point)], workers=1, threads=study.threads)
-        return found
-
-    seconds, peaks = {}, {}
-    for point in trials:
-        found = run(point, short)
-        seconds[point], peaks[point] = found.seconds, found.bytes
-        if steps:  # what every step costs, apart from what the first ones and the set-up cost
-            less = run(point, shorter)
-            each = max((found.seconds - less.seconds) / (short - shorter), 0.0)
-            seconds[point] = found.seconds + each * (steps - short)
+    # one fresh process each: the largest resident size of a process never falls
+    found = {
+        point: next(iter(process_pool(_trial, [(study, point)], workers=1, threads=study.threads)))[1]
+        for point in trials
+    }
+    seconds = {point: measured.seconds for point, measured in found.items()}
+    peaks = {point: measured.bytes for point, measured in found.items()}
     first, last = trials[0], trials[-1]
     rate = [_line(work[first], seconds[first], work[last], seconds[last])] if first != last else []
     growth = [_line(size[first], peaks[first], size[last], peaks[last])] if first != last else []
@@ -98,7 +106,7 @@ def plan(study: Study) -> Plan:
     table = pd.DataFrame(rows)
     workers = max(min(worker_count(study) or 1, len(points)), 1)
     longest = float(table["seconds"].max())
-    total = max(float(table["seconds"].sum()) / workers, longest)
+    total = max(measured.start for measured in found.values()) + max(float(table["seconds"].sum()) / workers, longest)
     most = float(table["bytes"].nlargest(workers).sum())
     return Plan(table, total, most, workers, time.perf_counter() - began)
 

@@ -1,5 +1,6 @@
 """Kinds of study: the registry, and a kind of one's own through every command."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -95,6 +96,32 @@ def test_a_plan_names_points_time_and_memory(own, capsys):
     seconds = float(total.split("about ")[1].split(" s")[0])
     assert 0.8 <= seconds <= 4  # four points of 0.2 s and what a busy machine adds
     assert not Path("results").exists()  # nothing is written
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_a_plan_tells_starting_from_stepping(own, monkeypatch, steps):
+    """First run of a process 5 s, a point 0.5 s + 0.25 s a step, on a clock that nothing else moves."""
+    from studies.running import plan as planning
+    from tests.studies.light_kind import LIGHT
+
+    clock, runs = [0.0], []
+
+    def run_point(study, point):
+        runs.append(study.steps)
+        clock[0] += (5.0 if len(runs) == 1 else 0.0) + 0.5 + 0.25 * study.steps
+
+    class Stepping(type(Study.from_toml("light.toml"))):
+        steps: int = 100
+
+        @property
+        def kind_object(self):
+            return dataclasses.replace(LIGHT, run_point=run_point)
+
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+    study = Stepping.model_validate(Study.from_toml("light.toml").model_dump() | {"steps": steps})
+    found = planning.measure(study, study.points()[0])
+    assert (found.start, found.seconds) == pytest.approx((5.0, 0.5 + 0.25 * steps))
+    assert all(0 < count <= max(steps // 10, 3) for count in runs)  # never more than a tenth of the study's
 
 
 def test_own_study_from_python(own):
