@@ -25,7 +25,7 @@ SHARE, LEAST = 10, 3  # the calibration's steps: a tenth, three at least
 
 @dataclass(frozen=True)
 class Measured:
-    """One calibration. ``start``: what the first point of a process costs beyond ``seconds``; ``bytes``: peak resident size."""
+    """One calibration. ``start``: what the first point of a process costs beyond ``seconds``; ``bytes``: peak memory."""
 
     start: float
     seconds: float
