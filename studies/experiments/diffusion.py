@@ -7,7 +7,6 @@ optimizer under one budget for all. Samples are drawn by the deterministic sampl
 
 import math
 from itertools import pairwise
-from time import process_time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,8 +39,9 @@ def autoencoder(
     from studies.data.models import fully_connected
 
     first, second, order = np.random.SeedSequence([seed, 1]).spawn(3)
-    encoder = fully_connected([images.shape[1], 48, latent], "tanh", first)
-    decoder = fully_connected([latent, 48, images.shape[1]], "tanh", second)
+    place = {"dtype": str(images.dtype).removeprefix("torch."), "device": str(images.device)}
+    encoder = fully_connected([images.shape[1], 48, latent], "tanh", first, **place)
+    decoder = fully_connected([latent, 48, images.shape[1]], "tanh", second, **place)
     whole = nn.Sequential(encoder, decoder)
     opt = torch.optim.Adam(whole.parameters(), 3e-3)
     for rows in index_stream(len(images), min(64, len(images)), order, steps=steps):
@@ -63,7 +63,7 @@ def features(z: "Tensor", t: "Tensor") -> "Tensor":
     """
     import torch
 
-    angles = math.pi * t[:, None] * 2.0 ** torch.arange(FREQUENCIES, dtype=t.dtype)
+    angles = math.pi * t[:, None] * 2.0 ** torch.arange(FREQUENCIES, dtype=t.dtype, device=t.device)
     return torch.cat([z, t[:, None], angles.sin(), angles.cos()], 1)
 
 
@@ -78,17 +78,19 @@ def batch(latents: "Tensor", size: int, draw: "torch.Generator") -> "tuple[Tenso
     import torch
 
     rows = torch.randint(len(latents), (size,), generator=draw)
-    t = (torch.arange(size, dtype=latents.dtype) + torch.rand(size, generator=draw, dtype=latents.dtype)) / size
-    noise = torch.randn(size, latents.shape[1], generator=draw, dtype=latents.dtype)
+    t = (torch.arange(size, dtype=torch.float64) + torch.rand(size, generator=draw, dtype=torch.float64)) / size
+    noise = torch.randn(size, latents.shape[1], generator=draw, dtype=torch.float64)
+    t, noise = t.to(latents), noise.to(latents)  # drawn alike for every device and type
     return features(noised(latents[rows], t, noise), t), noise
 
 
-def sample(network: "nn.Module", count: int, latent: int, draw: "torch.Generator", steps: int = 60) -> "Tensor":
-    """Latents [count, d] by the deterministic sampler: ẑ₀ = (z − sin·ε̂)/cos, then noised to the next, smaller time with ε̂."""
+def sample(network: "nn.Module", like: "Tensor", count: int, draw: "torch.Generator", steps: int = 60) -> "Tensor":
+    """Latents [count, d] of the type and width of ``like`` [N, d], by the deterministic sampler: ẑ₀ = (z − sin·ε̂)/cos, then
+    noised to the next, smaller time with ε̂."""
     import torch
 
-    z = torch.randn(count, latent, generator=draw, dtype=torch.float64)
-    times = torch.linspace(0.98, 0.0, steps + 1, dtype=torch.float64)
+    z = torch.randn(count, like.shape[1], generator=draw, dtype=torch.float64).to(like)
+    times = torch.linspace(0.98, 0.0, steps + 1, dtype=torch.float64).to(like)
     with torch.no_grad():
         for now, after in pairwise(times):
             t = now.expand(count)
@@ -123,11 +125,13 @@ def movement_tables(
     width: int,
     tau: float,
     images: int,
+    dtype: str = "float64",
+    device: str = "cpu",
 ) -> "dict[str, pd.DataFrame]":
     """``summary``: a row for each learning rate, with the held-out noise-prediction loss at the end, ``inexactness`` (mean
     over rounds of δ_k as a share of the exact step), the energy distance of 200 samples to held-out latents, iterations and
-    CPU seconds; ``rounds``: loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and
-    their reconstructions (source "sample", "real", "reconstructed")."""
+    seconds; ``rounds``: loss and inexactness along; ``samples``: decoded pixels of 8 samples, 8 real images and their
+    reconstructions (source "sample", "real", "reconstructed")."""
     import numpy as np
     import pandas as pd
     import torch
@@ -137,7 +141,7 @@ def movement_tables(
 
     pixels, _ = dataset("digits")
     order = np.random.default_rng(np.random.SeedSequence([seed, 0])).permutation(len(pixels))[:images]
-    pixels = torch.from_numpy(pixels[order].copy())
+    pixels = torch.from_numpy(pixels[order].copy()).to(device, getattr(torch, dtype))
     train, held_out = pixels[: 4 * images // 5], pixels[4 * images // 5 :]
     encoder, decoder, latents, about = autoencoder(train, latent, seed)
     with torch.no_grad():
@@ -146,10 +150,14 @@ def movement_tables(
     summary, along, samples = [], [], []
     for lr in RATES.get(which, (0.0,)):
         network = fully_connected(
-            [latent + 1 + 2 * FREQUENCIES, width, width, latent], "tanh", np.random.SeedSequence([seed, 3])
+            [latent + 1 + 2 * FREQUENCIES, width, width, latent],
+            "tanh",
+            np.random.SeedSequence([seed, 3]),
+            dtype=dtype,
+            device=device,
         )
         rows = _rounds(network, which, lr, latents, (test_x, test_noise), seed, budget, per_step, rounds, size, tau)
-        drawn = sample(network, 200, latent, generator(seed, 5))
+        drawn = sample(network, latents, 200, generator(seed, 5))
         summary.append(
             {
                 "lr": lr,
@@ -169,7 +177,7 @@ def movement_tables(
                 "reconstructed": decoder(other[:8] * about[1] + about[0]),
             }
         for source, images_of in pictures.items():
-            table = pd.DataFrame(images_of.numpy(), columns=[f"pixel_{i}" for i in range(images_of.shape[1])])
+            table = pd.DataFrame(images_of.numpy(force=True), columns=[f"pixel_{i}" for i in range(images_of.shape[1])])
             samples.append(table.assign(lr=lr, source=source, image=range(len(table))))
     return {
         "summary": pd.DataFrame(summary),
@@ -183,6 +191,7 @@ def _rounds(network, which, lr, latents, test, seed, budget, per_step, rounds, s
 
     from optim import FirstOrder, GaussNewton, SquaredEnergy, minimizing_movements
     from optim.movements.space import norm
+    from studies.experiments.clock import clock_of
 
     if which == "Gauss–Newton":
         solver = GaussNewton()
@@ -193,15 +202,15 @@ def _rounds(network, which, lr, latents, test, seed, budget, per_step, rounds, s
     limits = (
         {"inner_steps": int(per_step)} if budget == "iterations" else {"inner_steps": 10**6, "inner_seconds": per_step}
     )
-    draw, rows = generator(seed, 4), []
+    draw, rows, clock = generator(seed, 4), [], clock_of(str(latents.device))
     for number in range(1, rounds + 1):
         x, noise = batch(latents, size, draw)
         run = minimizing_movements(
-            network, x, SquaredEnergy(noise), tau=tau, steps=1, delta=1e-10, solver=solver, clock=process_time, **limits
+            network, x, SquaredEnergy(noise), tau=tau, steps=1, delta=1e-10, solver=solver, clock=clock, **limits
         )
         step = norm(run.trajectory.proximal[0] - run.trajectory.outputs[0]).item()
         with torch.no_grad():
-            loss = 0.5 * (network(test[0]) - test[1]).square().mean().item() * 2
+            loss = (network(test[0]) - test[1]).square().mean().item()
         rows.append(
             {
                 "round": number,

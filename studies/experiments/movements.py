@@ -1,8 +1,8 @@
 """Minimizing movements on nonlinear regression: how near to the exact sequence for how many inner iterations or seconds.
 
 Every solver runs the same outer steps from the same network under the same budget for each outer step, inner iterations or
-CPU seconds, with a δ that nobody reaches: what differs is how far the inner problem is solved. Learning rates of first-order
-solvers are tuned on each budget by the result itself, in their favour.
+seconds (:mod:`studies.experiments.clock`), with a δ that nobody reaches: what differs is how far the inner problem is
+solved. Learning rates of first-order solvers are tuned on each budget by the result itself, in their favour.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,10 @@ OUT_OF_REACH = 1e-10
 SOLVERS = ("Gauss–Newton", *RATES)
 
 
-def problem(name: str, n: int, width: int, seed: int) -> "tuple[nn.Module, Tensor, Tensor]":
-    """(network d-width-width-1 with tanh, inputs [n, d], targets [n, 1]), float64.
+def problem(
+    name: str, n: int, width: int, seed: int, *, dtype: str = "float64", device: str = "cpu"
+) -> "tuple[nn.Module, Tensor, Tensor]":
+    """(network d-width-width-1 with tanh, inputs [n, d], targets [n, 1]); drawn in float64 on the CPU, then put in place.
 
     "wave": y = sin 4x + 0.3·cos 9x on n points of [−1, 1]; "diabetes": n rows of scikit-learn's data set, standardised.
 
@@ -50,7 +52,9 @@ def problem(name: str, n: int, width: int, seed: int) -> "tuple[nn.Module, Tenso
         both = torch.from_numpy(np.column_stack([features, target])[rows])
         both = (both - both.mean(0)) / both.std(0)
         x, a = both[:, :-1], both[:, -1:]
-    return fully_connected([x.shape[1], width, width, 1], "tanh", start), x, a
+    place = {"dtype": getattr(torch, dtype), "device": device}
+    model = fully_connected([x.shape[1], width, width, 1], "tanh", start, dtype=dtype, device=device)
+    return model, x.to(**place), a.to(**place)
 
 
 def solver(name: str, lr: float | None = None):
@@ -79,12 +83,13 @@ def solver_tables(
     most: int,
     tau: float,
     steps: int,
+    clock: Callable[[], float] = process_time,
 ) -> "dict[str, pd.DataFrame]":
     """What one solver does with one problem. ``summary``: a row for each learning rate and budget; ``steps``: every outer step
     at the largest number of iterations.
 
-    ``budget`` is "iterations" or "seconds" (CPU) for each outer step, with a δ that is out of reach, or "delta": δ as a share
-    of the way ‖u⁰ − ū^K‖, ``most`` iterations a step. ``tracking``: max_k ‖u^k − ū^k‖ as a share of the way, ``bound`` the
+    ``budget`` is "iterations" or "seconds" (of ``clock``) for each outer step, with a δ out of reach, or "delta": δ as a
+    share of the way ‖u⁰ − ū^K‖, ``most`` iterations a step. ``tracking``: max_k ‖u^k − ū^k‖ as a share of it, ``bound`` the
     same of Σ q^{k−1−j}δ_j; ``reached``: outer steps that ended within δ; ``iterations``, ``seconds``: all steps together;
     ``violated``: inequalities of :mod:`optim.movements.tracking` that failed.
     """
@@ -95,7 +100,7 @@ def solver_tables(
     summary, by_step = [], []
     for lr in RATES.get(which, (0.0,)):
         for budget, size in budgets:
-            run, way = _run(model_of, solver(which, lr), budget, size, most, tau, steps)
+            run, way = _run(model_of, solver(which, lr), budget, size, most, tau, steps, clock)
             c = run.columns()
             summary.append(
                 {
@@ -131,7 +136,7 @@ def solver_tables(
     return {"summary": pd.DataFrame(summary), "steps": pd.concat(by_step, ignore_index=True)}
 
 
-def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps: int):
+def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps: int, clock):
     """(the run, its way ‖u⁰ − ū^K‖)."""
     from optim import SquaredEnergy, minimizing_movements
     from optim.movements.proximal import proximal_point
@@ -148,7 +153,7 @@ def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps
         "seconds": {"inner_steps": 10**6, "inner_seconds": size, "delta": OUT_OF_REACH},
         "delta": {"inner_steps": most, "delta": size * way},
     }[budget]
-    return minimizing_movements(model, x, energy, tau=tau, steps=steps, solver=inner, clock=process_time, **limits), way
+    return minimizing_movements(model, x, energy, tau=tau, steps=steps, solver=inner, clock=clock, **limits), way
 
 
 def tuned(summary: "pd.DataFrame", keys: Sequence[str] = ("problem", "solver", "budget", "per_step")) -> "pd.DataFrame":

@@ -54,6 +54,8 @@ def run_point(study: DiffusionStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         width=at.width,
         tau=at.tau,
         images=at.images,
+        dtype=at.dtype,
+        device=at.device,
     )
     return study.keyed(point, tables)
 

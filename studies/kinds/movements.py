@@ -42,10 +42,12 @@ class MovementStudy(Study):
 
 def run_point(study: MovementStudy, point: Point) -> dict[str, "pd.DataFrame"]:
     from studies.experiments import movements
+    from studies.experiments.clock import clock_of
 
     at = study.at(point)
+    place = {"dtype": at.dtype, "device": at.device}
     tables = movements.solver_tables(
-        lambda: movements.problem(point.problem, at.n, at.width, point.seed),
+        lambda: movements.problem(point.problem, at.n, at.width, point.seed, **place),
         point.solver,
         iterations=at.iterations,
         seconds=at.seconds,
@@ -53,9 +55,10 @@ def run_point(study: MovementStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         most=at.most,
         tau=at.tau,
         steps=at.steps,
+        clock=clock_of(at.device),
     )
     tables["degeneracy"] = movements.nondegeneracy(
-        problem_of=lambda width: movements.problem(point.problem, at.n, width, point.seed),
+        problem_of=lambda width: movements.problem(point.problem, at.n, width, point.seed, **place),
         widths=at.widths if point.solver == "Gauss–Newton" else (),
         tau=at.tau,
         steps=at.steps,

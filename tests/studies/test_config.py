@@ -34,6 +34,14 @@ def test_shipped_studies_are_sound_and_have_a_quick_version_with_the_same_keys(n
     assert effort(quick) < effort(study) / 4
 
 
+@pytest.mark.parametrize("name", shipped_studies())
+def test_shipped_files_show_where_they_run(name):
+    """A study goes to a GPU, or to more cores, by a key that is there to be seen."""
+    text = shipped_studies()[name].read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert {"device", "dtype", "workers", "threads"} <= tomllib.loads(text).keys()
+
+
 def effort(study):
     """In the units of the study's kind; kinds without steps count them in their work, or have none."""
     return sum(study.kind_object.work(study, point) for point in study.points()) * getattr(study, "steps", 1)

@@ -1,5 +1,7 @@
 """Studies of movements and latent diffusion: points, tables, figures and words, on the smallest settings that can go wrong."""
 
+from time import process_time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from studies import Study
 from studies.experiments import diffusion, movements
+from studies.experiments.clock import clock_of
 from studies.kinds.diffusion import DIFFUSION
 from studies.kinds.movements import MOVEMENTS
 from studies.results.frames import Frames
@@ -15,6 +18,7 @@ TINY = [
     "n=8", "width=6", "steps=2", "iterations=1,3", "seconds=0.01", "deltas=0.5", "most=5", "widths=6",
     "grid.problem=wave", "grid.solver=Gauss–Newton,Adam", "grid.seeds=2",
 ]  # fmt: skip
+TINY_DIFFUSION = ["images=300", "rounds=2", "size=12", "width=8", "latent=2", "iterations=2", "seconds=0.005"]
 
 
 def frames_of(kind, study):
@@ -63,6 +67,35 @@ def test_problems_and_solvers_by_name():
         movements.problem("waves", 9, 4, 3)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_problems_stand_where_the_study_says(device):
+    for name in movements.PROBLEMS:
+        model, x, a = movements.problem(name, 9, 4, 3, dtype="float32", device=device)
+        assert {(t.dtype, t.device.type) for t in (x, a, *model.parameters())} == {(torch.float32, device)}
+
+
+def test_both_kinds_in_float32_come_near_float64():
+    for name, kind, tiny in (("movements", MOVEMENTS, TINY), ("latent-diffusion", DIFFUSION, TINY_DIFFUSION)):
+        study = Study.from_toml(name, [*tiny, "grid.solver=Gauss–Newton", "grid.seeds=1"])
+        rough = frames_of(kind, study.model_copy(update={"dtype": "float32"})).summary
+        exact = frames_of(kind, study).summary
+        column = "tracking" if kind is MOVEMENTS else "loss"
+        counted = exact["budget"] == "iterations"
+        assert counted.any()
+        np.testing.assert_allclose(rough[column][counted], exact[column][counted], rtol=0.02)
+        assert (rough[column][counted] != exact[column][counted]).all()  # it did run in the other type
+
+
+def test_seconds_are_those_of_the_study_s_device(monkeypatch):
+    """On a GPU the device's queue is drained before the clock is read."""
+    drained = []
+    monkeypatch.setattr(torch.cuda, "synchronize", drained.append)
+    first, second = clock_of("cuda:1")(), clock_of("cuda:1")()
+    assert drained == ["cuda:1", "cuda:1"]
+    assert 0 <= second - first < 60
+    assert clock_of("cpu") is process_time
+
+
 def test_tuning_by_a_target_prefers_whoever_reaches_it():
     rows = [(0.1, 2, 50, 0.9), (0.2, 6, 400, 0.5), (0.3, 6, 300, 0.7)]
     table = pd.DataFrame(
@@ -93,7 +126,7 @@ def test_noise_and_sampler_agree_on_a_known_distribution():
             angle = torch.pi / 2 * x[:, 2:3]
             return (x[:, :2] - angle.cos() * c) / angle.sin().clamp_min(1e-12)
 
-    drawn = diffusion.sample(Exact(), 5, 2, torch.Generator().manual_seed(0))
+    drawn = diffusion.sample(Exact(), c[None], 5, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn, c.expand(5, 2), rtol=0, atol=1e-9)
     z0, t = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64)
     noise = torch.randn(4, 2, dtype=torch.float64)
@@ -118,17 +151,7 @@ def test_the_autoencoder_reconstructs():
 
 
 def test_a_study_of_latent_diffusion():
-    tiny = [
-        "images=300",
-        "rounds=2",
-        "size=12",
-        "width=8",
-        "latent=2",
-        "iterations=2",
-        "seconds=0.005",
-        "grid.solver=Gauss–Newton,Adam",
-    ]
-    study = Study.from_toml("latent-diffusion", [*tiny, "grid.seeds=1"])
+    study = Study.from_toml("latent-diffusion", [*TINY_DIFFUSION, "grid.solver=Gauss–Newton,Adam", "grid.seeds=1"])
     frames = frames_of(DIFFUSION, study)
     assert (frames.rounds["inexactness"] <= 1 + 1e-9).all()  # the best iterate is never farther than the start
     own = frames.rounds[(frames.rounds["budget"] == "iterations")]
