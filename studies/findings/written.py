@@ -25,3 +25,38 @@ def number(value: float) -> str:
         mantissa, power = f"{size:.1e}".split("e")
         text = f"{float(mantissa):g}·10" + str(int(power)).translate(SUPERSCRIPT)
     return ("−" if value < 0 else "") + text
+
+
+AXES = {
+    "n": "training samples n",
+    "width": "width of the hidden layers",
+    "lr": "learning rate",
+    "batch": "batch size [samples]",
+    "data.label_noise": "label noise",
+    "rule.eta": "η",
+    "rule.name": "rule",
+}
+"""What an axis of a grid is called before a reader; others by the last part of their name."""
+
+
+def axis_words(name: str) -> str:
+    """
+    >>> axis_words("n"), axis_words("output_metric"), axis_words("data.label_noise")
+    ('training samples n', 'output metric', 'label noise')
+    """
+    return AXES.get(name, name.rpartition(".")[2].replace("_", " "))
+
+
+def setting(name: str, value: float | str) -> str:
+    """One value of an axis, as a legend or a sentence says it.
+
+    >>> setting("n", 6), setting("optimizer", "adam"), setting("data.label_noise", 0.5)
+    ('n = 6', 'adam', 'label noise 0.5')
+    """
+    if isinstance(value, bool | np.bool_):
+        words = {"normalize": "normalised"}.get(name.rpartition(".")[2], name.rpartition(".")[2].replace("_", " "))
+        return words if value else f"not {words}"
+    if isinstance(value, str):
+        return value.replace("_", " ")
+    short = name.rpartition(".")[2].replace("_", " ")
+    return f"n = {value:g}" if name == "n" else f"{short} {value:g}"
