@@ -35,8 +35,8 @@ QUANTITIES = {
     "loss_tail": ("steady-state loss", True, "per sample"),
     "held_out": ("held-out accuracy", False, "share"),
     "thickness": ("residual thickness ‖z‖/‖d‖", True, "no unit"),
-    "held_out_sup": ("twins: largest divergence, held-out", True, UNIT),
-    "sup_at_level": ("twins: at equal training loss", True, UNIT),
+    "held_out_sup": ("divergence of twins, held-out", True, UNIT),
+    "sup_at_level": ("divergence of twins, equal loss", True, UNIT),
 }
 
 
@@ -143,7 +143,7 @@ def _rows(frames: Frames, axes: list[str]) -> Figure:
     panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, quantities, strict=True):
         draw_settings(ax, table, name, axes)
-        ax.set_xlabel(_label(name).replace(": ", ":\n").replace(" ‖", "\n‖"), fontsize=7)
+        ax.set_xlabel(_label(name).replace(", ", ",\n").replace(" ‖", "\n‖"), fontsize=7)
         if ax is not panels[0]:
             ax.set_ylabel("")
     return figure

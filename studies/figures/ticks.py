@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import Locator, MaxNLocator
 
-STEPS = (
-    (1.0, 2.0, 5.0),
-    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
-    tuple(np.arange(10, 100, 5) / 10),
-    tuple(np.arange(10, 100) / 10),
-)
+STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Mantissas, from sparse to dense."""
 LEAST, MOST = 3, 7
 
@@ -38,8 +33,12 @@ def log_ticks(low: float, high: float) -> list[float]:
         inside = [tick for tick in grid if low <= tick <= high]
         if len(inside) >= LEAST:
             break
-    else:  # narrower than a tenth of its value: as on a linear axis
-        inside = [float(f"{tick:.8g}") for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    else:  # within a factor of two or so: as on a linear axis
+        inside = [
+            float(f"{tick:.8g}")
+            for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+            if low <= tick <= high
+        ]
     return inside if len(inside) <= MOST else inside[:: -(-len(inside) // MOST)]
 
 
