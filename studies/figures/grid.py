@@ -53,7 +53,13 @@ CONSTANTS = {
     "T3_over": "T3 over measured ‖e‖\n[no unit]",
 }
 DIVERGENCE, LOSS, RATIO = f"divergence of the twins\n[{UNIT}]", "loss [per sample]", "ratio [no unit]"
-LABELS = dict.fromkeys(PLACES, DIVERGENCE) | dict.fromkeys(LOSSES, LOSS) | dict.fromkeys(RATIOS, RATIO) | CONSTANTS
+SIZES = ("measured_sup", "measured_l2", "path_sup", "path_l2", "T4", "T5", "null_sup")
+LABELS = (
+    dict.fromkeys((*PLACES, *SIZES), DIVERGENCE)
+    | dict.fromkeys(LOSSES, LOSS)
+    | dict.fromkeys(RATIOS, RATIO)
+    | CONSTANTS
+)
 """What the vertical axis of a column says; a panel's title says which of them it is."""
 
 

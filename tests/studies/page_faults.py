@@ -129,9 +129,9 @@ MEASURE = """() => {
 }"""
 
 
-def browser_faults(browser, path: Path, width: int) -> list[str]:
-    """Of the page as drawn in a window of ``width`` pixels without JavaScript: messages, requests, boxes, type."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, java_script_enabled=False)
+def browser_faults(browser, path: Path, width: int, scripts: bool = False) -> list[str]:
+    """Of the page as drawn in a window of ``width`` pixels: messages, requests, boxes, type. ``scripts``: JavaScript is on."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, java_script_enabled=scripts)
     page = context.new_page()
     found: list[str] = []
     page.on(

@@ -38,6 +38,10 @@ def test_a_sound_page(browser, pages, kind, width):
     assert browser_faults(browser, pages[kind], width) == []
 
 
+def test_a_browser_with_scripts_has_nothing_to_say_either(browser, pages):
+    assert browser_faults(browser, pages["twins"], WIDE, scripts=True) == []
+
+
 @pytest.mark.parametrize("kind", PAGES)
 def test_a_print_has_a_sane_number_of_pages(browser, pages, kind):
     assert 2 <= printed_pages(browser, pages[kind]) <= MOST_PAGES
@@ -76,7 +80,7 @@ def test_a_spoilt_page_is_seen(browser, pages, tmp_path, mutant):
         text = text.replace(before, after, 1)
     spoilt = tmp_path / "report.html"
     spoilt.write_text(text, encoding="utf-8")
-    found = browser_faults(browser, spoilt, NARROW)
+    found = browser_faults(browser, spoilt, NARROW, scripts=True)
     assert any(fault in one for one in found), found
 
 
