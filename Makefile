@@ -7,10 +7,10 @@ READY := $(VENV)/.complete
 # Small operations: processes of one thread each give more than threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help study test test-slow lint peers bench readme clean
+.PHONY: help study test test-slow test-browser lint peers bench readme clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: $(READY) ## the environment: made and filled when missing, incomplete or older than its lists
 
@@ -28,6 +28,13 @@ test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 
 
 test-slow: $(READY) ## the slow suites too
 	$(PYTEST) -m 'slow or not slow'
+
+test-browser: $(READY) ## the reports in a headless browser (Chromium or Chrome of the system)
+	@for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do command -v $$name >/dev/null && exit 0; done; \
+		echo "No Chromium or Chrome on PATH. Install one (Debian, Ubuntu: apt install chromium), or let playwright fetch its own:"; \
+		echo "$(BIN)/pip install playwright && $(BIN)/playwright install chromium, and put that chrome on PATH."; exit 1
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/studies
 
 lint: $(READY) ## style and import order
 	$(BIN)/ruff check .

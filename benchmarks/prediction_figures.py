@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.figures.style import PAGE, log_limits, log_x, log_y, n_axis, new_figure, series_style, styled
 
 Line = tuple[Sequence[float], Sequence[float], str]  # x, y, label
 
@@ -32,8 +32,6 @@ def scatter_figure(
     panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, columns: int = 3, what: str = "sup"
 ) -> None:
     """Predicted against trained on log axes with equal limits, a panel per method (its title) and the identity line."""
-    from matplotlib.ticker import NullLocator
-
     rows = -(-len(panels) // columns)
     sheet = new_figure(PAGE, 0.4 + 2.25 * rows)
     axes = sheet.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -41,11 +39,9 @@ def scatter_figure(
     for axis, (title, (measured, predicted)) in zip(axes, panels.items(), strict=False):
         axis.plot([low, high], [low, high], color="0.55", linewidth=0.8, label="predicted = trained")
         axis.scatter(measured, predicted, s=9, color=series_style(2, 3)["color"], linewidths=0, alpha=0.75)
-        axis.set(xscale="log", xlim=(low, high), title=title)
+        axis.set_title(title)
+        log_x(axis, low, high)
         log_y(axis, low, high)
-        axis.xaxis.set_major_locator(axis.yaxis.get_major_locator())
-        axis.xaxis.set_major_formatter(axis.yaxis.get_major_formatter())
-        axis.xaxis.set_minor_locator(NullLocator())
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:

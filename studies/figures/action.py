@@ -64,7 +64,7 @@ def draw_excess(ax: Axes, frame: pd.DataFrame) -> Axes:
     loss_axis(ax, lowest, frame["h"].max())
     drawn = [line.get_ydata() for line in ax.get_lines()]
     log_y(ax, *log_limits(np.concatenate(drawn) if drawn else []))
-    ax.set_ylabel("excess action\n(scale-free gap / fall of h)")
+    ax.set_ylabel("excess action [no unit]\n(scale-free gap / fall of h)")
     return ax
 
 
@@ -77,7 +77,7 @@ def draw_alignment(ax: Axes, frame: pd.DataFrame) -> Axes:
     loss_axis(ax, frame["h_next"][frame["h_next"] > 0].min(), frame["h"].max())
     low = min(0.0, float(np.nanmin(frame["alignment"].to_numpy(), initial=0.0)))
     ax.set_ylim(low - 0.05, 1.05)
-    ax.set_ylabel("cosine in G between\nthe step and −G⁻¹∇h")
+    ax.set_ylabel("cosine in G between the\nstep and −G⁻¹∇h [no unit]")
     return ax
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, styled
+from studies.figures.style import PANELS, UNIT, log_limits, log_y, n_axis, new_figure, note_title, styled, width_for
 from studies.findings.applicable import another_loss, loss_note, stated, why_missing
 from studies.findings.exponents import Exponent, fit_exponent
 from studies.findings.written import number
@@ -50,6 +50,18 @@ def masses_of(frame: pd.DataFrame) -> list[float]:
     return sorted((float(mass) for mass in frame["mass"].unique()), reverse=True)
 
 
+def shown_masses(frame: pd.DataFrame) -> list[float]:
+    """The masses of a figure with a panel per mass: all of them, or three, the ends among them.
+
+    >>> import pandas as pd
+    >>> shown_masses(pd.DataFrame({"mass": [0.1, 0.01, 1.0, 10.0, 3.0]}))
+    [10.0, 1.0, 0.01]
+    """
+    masses = masses_of(frame)
+    picks = np.linspace(0, len(masses) - 1, min(PANELS, len(masses))).round().astype(int)
+    return [masses[i] for i in picks]
+
+
 def medians_over_n(rows: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """n, median over the pairs, and the n left out because some pair is infinite there (no statement is made)."""
     grouped = rows.groupby("n")[column]
@@ -78,7 +90,8 @@ def draw_bounds_vs_n(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STAC
         if line.kind == MEASURED:
             spread = rows[rows["n"].isin(x)].groupby("n")[column].agg(["min", "max"])
             ax.fill_between(x, spread["min"], spread["max"], color="0.6", alpha=0.35, linewidth=0)
-    ax.set_yscale("log")
+    log_y(ax, *log_limits(rows[stated(rows, columns)].to_numpy().ravel()))
+    ax.set_ylabel(f"divergence of the twins\n[{UNIT}]")
     n_axis(ax, ns)
     for (why, *at), names in left_out.items():
         note = f"{', '.join(names)} not applicable\nat n = {', '.join(map(str, at))} ({why})"
@@ -110,9 +123,10 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
     Dotted lines: −½ (T0 where ξ does not depend on n: its 1/√n), −1 (contraction of the parameters: Kozachkov, Wensing
     & Slotine, arXiv 2201.06656), 0 (does not depend on n).
     """
-    from matplotlib.ticker import MultipleLocator
+    from matplotlib.ticker import MaxNLocator
 
-    if not any(fit.fitted for fit in fits.values()):
+    none = not any(fit.fitted for fit in fits.values())
+    if none:
         ax.text(
             0.5,
             0.5,
@@ -120,11 +134,14 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
             transform=ax.transAxes,
             ha="center",
             va="center",
+            fontsize=6.5,
             style="italic",
         )
     for row, (column, fit) in enumerate(fits.items()):
         style = LINES[column].style() | {"linestyle": "", "label": ""}
         text = str(fit).removesuffix(" (no interval)") if fit.fitted else "not fitted"
+        if none:
+            continue
         ax.text(1.03, row, text, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center")
         if not fit.fitted:
             continue
@@ -135,13 +152,14 @@ def draw_exponents(ax: Axes, fits: dict[str, Exponent], limits: tuple[float, flo
     ax.set_yticks(range(len(fits)), [NAMES.get(column, LINES[column].label) for column in fits])
     ax.grid(axis="y", visible=False)
     ax.set_xlim(*(limits or exponent_limits(fits.values())))
-    ax.xaxis.set_major_locator(MultipleLocator(1))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for reference in (-1, -0.5, 0):
         ax.axvline(reference, color="0.45", linestyle=":", linewidth=0.8, zorder=0)
     for reference, name, height in ((-1, "−1", 1.01), (-0.5, "−½", 1.06)):  # one above the other: they are close
         where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         ax.text(reference, height, name, **where, fontsize=6.5, color="0.3")
     ax.set_xlabel("exponent of n, 95 % interval")
+    ax.set_ylabel("fitted quantity")
     return ax
 
 
@@ -154,13 +172,13 @@ def exponent_limits(fits: Iterable[Exponent]) -> tuple[float, float]:
 
 @styled
 def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
-    """One column of panels per mass. Rows: the stacked norm, per sample, fitted exponents. Rows share their axis.
+    """One column of panels per mass (at most three). Rows: the stacked norm, per sample, fitted exponents.
 
-    `summary` holds one width. The lines are named at the right-most panel of a row, and in the legend.
+    `summary` holds one width. Rows share their axis. The lines are named at the right-most panel of a row, and in the legend.
     """
-    masses = masses_of(summary)
+    masses = shown_masses(summary)
     panels = max(len(masses), 1)
-    figure = new_figure(max(PAGE * panels / 3, PAGE * 0.62), 8.4)
+    figure = new_figure(width_for(panels), 8.4)
     # Two grids: the numbers beside the exponents would take their width from the panels above.
     above, below = figure.subfigures(2, 1, height_ratios=[2.25, 1.15])
     axes = above.subplots(2, panels, sharey="row", squeeze=False, height_ratios=[1.25, 1])
@@ -179,7 +197,9 @@ def bounds_figure(summary: pd.DataFrame, *, draws: int = 2000) -> Figure:
         for ax in axes[row]:
             log_y(ax, *log_limits(summary[stated(summary, columns)].to_numpy().ravel()))
     if note := loss_note(summary):
-        above.suptitle(note, fontsize=7, style="italic")
+        note_title(above, note)
+    for ax in figure.axes:
+        ax.set_ylabel("")
     axes[0, 0].set_ylabel(f"all training outputs, ‖e‖\n[{UNIT}]")
     axes[1, 0].set_ylabel(f"worst sample, maxᵢ |eᵢ|\n[{UNIT}]")
     seeds = summary["seed"].nunique()

@@ -42,9 +42,10 @@ def draw_ratios(ax: Axes, rows: pd.DataFrame, measured: str, columns: Sequence[s
         if len(shown):
             ax.plot(shown.index, shown, **LINES[column].style())
     ax.axhline(1, color="black", linewidth=0.9)
-    ax.set_yscale("log")
+    log_y(ax, *log_limits([1.0, *(y for line in drawn_lines(ax).values() for y in line.get_ydata())]))
+    ax.set_ylabel("bound / measured [no unit]")
     if len(rows):
-        n_axis(ax, sorted(rows["mass"].unique()), "mass", margin=1.3)
+        n_axis(ax, sorted(rows["mass"].unique()), "mass [no unit]", margin=1.3)
     for at, names in left_out.items():
         ax.set_xlabel(
             f"{ax.get_xlabel()}\n{', '.join(names)} not applicable\nat mass {', '.join(f'{m:g}' for m in at)} (ξ = 0)"
@@ -67,7 +68,8 @@ def draw_held_out(ax: Axes, rows: pd.DataFrame) -> Axes:
     low, high = log_limits([*shown.to_numpy().ravel(), 1.0])
     log_y(ax, low, high * (high / low) ** 0.25)  # room for the sentence
     if len(rows):
-        n_axis(ax, sorted(rows["mass"].unique()), "mass", margin=1.3)
+        n_axis(ax, sorted(rows["mass"].unique()), "mass [no unit]", margin=1.3)
+    ax.set_ylabel("measured, held-out / replaced [no unit]")
     ax.text(0.5, 0.97, NO_BOUND, transform=ax.transAxes, ha="center", va="top", fontsize=7, style="italic")
     return ax
 
@@ -86,10 +88,9 @@ def ratios_figure(summary: pd.DataFrame, n: int | None = None) -> Figure:
     values = [line.get_ydata() for ax in axes for line in drawn_lines(ax).values()]
     for ax in axes:
         log_y(ax, *log_limits(np.concatenate([*values, [1.0]])))
-        ax.set_ylabel("bound / measured" if ax is not axes[1] else "")
+        ax.set_ylabel("bound / measured [no unit]" if ax is not axes[1] else "")
     draw_held_out(held_out, rows)
     held_out.set_title("held-out points", fontweight="bold")
-    held_out.set_ylabel("measured, held-out / replaced")
     title = f"n = {n}, medians over {len(rows) // max(rows['mass'].nunique(), 1)} pairs at each mass"
     figure.suptitle("\n".join(filter(None, [title, loss_note(rows)])), fontsize=8)
     shown = (column for _, columns in RATIOS.values() for column in stated(rows, columns))
@@ -116,9 +117,10 @@ def draw_place(ax: Axes, table: pd.DataFrame) -> Axes:
         x = rows["mass"] * shift
         ax.plot(x, rows["median"], **style, label=f"measured, n = {n}")
         ax.vlines(x, np.maximum(rows["low"], 1e-300), rows["high"], color=style["color"], linewidth=0.7, alpha=0.55)
-    ax.set_yscale("log")
+    log_y(ax, *log_limits(table.loc[table["low"] > 0, ["low", "high"]].to_numpy().ravel()))
+    ax.set_ylabel(f"measured divergence\n[{UNIT}]")
     if len(table):
-        n_axis(ax, sorted(table["mass"].unique()), "mass", margin=1.45)
+        n_axis(ax, sorted(table["mass"].unique()), "mass [no unit]", margin=1.45)
     return ax
 
 
@@ -136,7 +138,8 @@ def confinement_figure(summary: pd.DataFrame, trajectories: pd.DataFrame) -> Fig
         for column, (place, title) in enumerate(PLACES.items()):
             draw_place(axes[row, column], table[table["place"] == place])
             axes[row, column].set_title(title if row == 0 else "")
-            axes[row, column].set_xlabel("mass" if row == len(tables) - 1 else "")
+            axes[row, column].set_ylabel("")
+            axes[row, column].set_xlabel("mass [no unit]" if row == len(tables) - 1 else "")
         axes[row, 0].set_ylabel(f"measured divergence\n{reading}\n[{UNIT}]")
     positive = [table.loc[table["low"] > 0, ["low", "high"]].to_numpy().ravel() for table in tables.values()]
     for ax in axes.ravel():

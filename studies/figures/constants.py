@@ -59,14 +59,13 @@ def draw_constant(ax: Axes, summary: pd.DataFrame, column: str) -> Axes:
         low, high = centre / np.sqrt(10), centre * np.sqrt(10)
     log_y(ax, low, high)
     n_axis(ax, sorted(summary["n"].unique()))
-    ax.set_ylabel("")
+    ax.set_ylabel(CONSTANTS.get(column, column))
     if not stated(summary, [column]):
         ax.text(
             0.5, 0.5, "not applicable:\nthe loss is not quadratic", transform=ax.transAxes, ha="center", style="italic"
         )
     elif left_out:
         ax.set_xlabel(f"{ax.get_xlabel()}\nnot drawn at n = {', '.join(map(str, left_out))} (ξ = 0)")
-    ax.set_title(CONSTANTS.get(column, column), fontsize=7.5)
     return ax
 
 
@@ -80,6 +79,8 @@ def constants_figure(summary: pd.DataFrame) -> Figure:
     axes = figure.subplots(2, 3)
     for ax, column in zip(axes.ravel(), CONSTANTS, strict=True):
         draw_constant(ax, summary, column)
+        ax.set_title(ax.get_ylabel(), fontsize=7.5)
+        ax.set_ylabel("")
     masses = masses_of(summary)
     figure.legend(
         [Line2D([], [], **series_style(position, len(masses))) for position in range(len(masses))],

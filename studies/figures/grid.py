@@ -14,12 +14,15 @@ from studies.figures.style import (
     UNIT,
     log_limits,
     log_y,
+    n_axis,
     new_figure,
-    only_ticks,
     series_style,
     styled,
+    whole_steps,
+    width_for,
 )
 from studies.findings.grid import varied
+from studies.findings.written import axis_words, setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +43,24 @@ LOSSES = {
     "gap": "generalization gap\n(held-out − training loss)",
 }
 RATIOS = {
-    "T5_over": "T5 over measured,\nworst training sample [no unit]",
-    "path_over": "path length over measured,\nworst training sample [no unit]",
-    "T5_path": "T5 over path length [no unit]",
+    "T5_over": "T5 over measured,\nworst training sample",
+    "path_over": "path length over measured,\nworst training sample",
+    "T5_path": "T5 over path length",
 }
+CONSTANTS = {
+    "xi": "ξ: inf over the run\nof λₘᵢₙ(H) [1/time]",
+    "drift_share": "kernel drift over\ndisturbance [no unit]",
+    "T3_over": "T3 over measured ‖e‖\n[no unit]",
+}
+DIVERGENCE, LOSS, RATIO = f"divergence of the twins\n[{UNIT}]", "loss [per sample]", "ratio [no unit]"
+SIZES = ("measured_sup", "measured_l2", "path_sup", "path_l2", "T4", "T5", "null_sup")
+LABELS = (
+    dict.fromkeys((*PLACES, *SIZES), DIVERGENCE)
+    | dict.fromkeys(LOSSES, LOSS)
+    | dict.fromkeys(RATIOS, RATIO)
+    | CONSTANTS
+)
+"""What the vertical axis of a column says; a panel's title says which of them it is."""
 
 
 def columns_of(labels: Sequence[str]) -> int:
@@ -81,18 +98,43 @@ def draw_over_axis(ax: Axes, frame: pd.DataFrame, axis: str, column: str, by: st
         if not numeric:
             style["linestyle"] = "none"  # words have no order to draw a line along
         spread = [found["median"] - found["min"], found["max"] - found["median"]]
-        label = "median" if group is None else f"{by.rpartition('.')[2]} {written(group)}"
+        label = "median" if group is None else setting(by, group)
         ax.errorbar(x, found["median"], yerr=spread, elinewidth=0.9, capsize=2, label=label, **style)
     if numeric:
-        ax.set_xscale("log")
-        only_ticks(ax.xaxis, [float(value) for value in values])
+        n_axis(ax, [float(value) for value in values])
         if len(values) > 6:
             ax.tick_params(axis="x", labelrotation=60)
     else:
-        ax.set_xticks(range(len(values)), [written(value) for value in values], rotation=40, ha="right")
+        words = [written(value) for value in values]
+        slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, words)) > 5 else {}
+        ax.set_xticks(range(len(values)), words, **slant)
         ax.set_xlim(-0.6, len(values) - 0.4)
     log_y(ax, *log_limits(usable[column]))
-    ax.set_xlabel(axis)
+    ax.set_xlabel(axis_words(axis))
+    ax.set_ylabel(LABELS.get(column, column.replace("_", " ")))
+    return ax
+
+
+@styled
+def draw_trajectory(ax: Axes, trajectories: pd.DataFrame, axis: str, column: str) -> Axes:
+    """Median of ``column`` over seeds and pairs against the step, a line per value of ``axis`` (at most six, the first
+    and last among them)."""
+    values = sorted(trajectories[axis].unique(), key=lambda value: (isinstance(value, str), value))
+    if len(values) > MOST_LINES:
+        values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MOST_LINES).round().astype(int))]
+    drawn = []
+    for index, value in enumerate(values):
+        median = trajectories[trajectories[axis] == value].groupby("step")[column].median()
+        median = median[median > 0]
+        style = series_style(index, len(values))
+        every = max(len(median) // 5, 1)
+        ax.plot(median.index, median, label=setting(axis, value), markevery=((index * every) // 6, every), **style)
+        drawn += list(median)
+    low, high = log_limits(drawn)
+    log_y(ax, max(low, high * 1e-4), high)
+    whole_steps(ax)
+    ax.set_xlabel("training step")
+    ax.set_ylabel(LABELS.get(column, column.replace("_", " ")))
     return ax
 
 
@@ -102,11 +144,12 @@ def over_axis_figure(
 ) -> Figure:
     """A panel per column of ``columns`` (column → its title) against ``axis``; one common legend."""
     shown = {column: title for column, title in columns.items() if column in frame and (frame[column] > 0).any()}
-    figure = new_figure(PAGE, 2.9)
+    figure = new_figure(width_for(len(shown)), 2.9)
     axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
     for ax, (column, title) in zip(axes, shown.items(), strict=False):
         draw_over_axis(ax, frame, axis, column, by)
         ax.set_title(title, fontsize=7.5)
+        ax.set_ylabel("")
     axes[0].set_ylabel(unit)
     if by is not None:
         handles, labels = axes[0].get_legend_handles_labels()
@@ -116,25 +159,14 @@ def over_axis_figure(
 
 @styled
 def trajectory_figure(trajectories: pd.DataFrame, axis: str, columns: Mapping[str, str]) -> Figure:
-    """Medians over the pairs against the step, a line per value of ``axis`` (at most six, the first and last among them)."""
-    values = sorted(trajectories[axis].unique(), key=lambda value: (isinstance(value, str), value))
-    if len(values) > MOST_LINES:
-        values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MOST_LINES).round().astype(int))]
+    """A panel per column of ``columns`` (column → its title), medians against the step; one common legend."""
     figure = new_figure(PAGE, 2.9)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
-        drawn = []
-        for index, value in enumerate(values):
-            median = trajectories[trajectories[axis] == value].groupby("step")[column].median()
-            median = median[median > 0]
-            style = series_style(index, len(values)) | {"marker": "none"}
-            ax.plot(median.index, median, label=f"{axis.rpartition('.')[2]} {written(value)}", **style)
-            drawn += list(median)
-        low, high = log_limits(drawn)
-        log_y(ax, max(low, high * 1e-4), high)
-        ax.set_xlabel("step")
+        draw_trajectory(ax, trajectories, axis, column)
         ax.set_title(title, fontsize=7.5)
-    axes[0].set_ylabel(UNIT)
+        ax.set_ylabel("")
+    axes[0].set_ylabel(DIVERGENCE)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(labels), handlelength=3.0)
     return figure
@@ -153,23 +185,25 @@ def loop_sections(frames: Frames) -> list[Section]:
     found = [
         Section(
             "divergence",
-            f"Divergence of the twins against {axis}",
+            f"Divergence of the twins against {axis_words(axis)}",
             bars
             + "Supremum over training of the distance between the outputs of the run on S and of its twin. Look at "
             "whether the three places move together: influence that is confined stays at the replaced sample alone.",
-            lambda: over_axis_figure(rows, axis, PLACES, by, UNIT),
+            lambda: over_axis_figure(rows, axis, PLACES, by, DIVERGENCE),
         ),
         Section(
             "losses",
-            f"Losses and generalization gap against {axis}",
-            bars + "Of the run on S after its last step. Negative gaps have no place on a log axis and are left out.",
-            lambda: over_axis_figure(rows, axis, LOSSES, by, "loss"),
+            f"Losses and generalization gap against {axis_words(axis)}",
+            bars + "Of the run on S after its last step. Look at whether the gap follows the "
+            "divergence of the figure above. Negative gaps have no place on a log axis and are left out.",
+            lambda: over_axis_figure(rows, axis, LOSSES, by, LOSS),
         ),
         Section(
             "training",
             "Divergence over training",
             "Medians over seeds and pairs against the step. The twins start together, so the first steps leave the axis "
-            "downwards.",
+            "downwards. Look at whether the lines level off or still rise at the end: then more steps would part the twins "
+            "further.",
             lambda: trajectory_figure(frames.trajectories, axis, PLACES),
         ),
     ]
@@ -183,7 +217,7 @@ def loop_sections(frames: Frames) -> list[Section]:
                 + "T5 encloses the divergence a posteriori, whatever the optimizer; the path length does so without "
                 "theory. Where T5 over the path length is above 1, contraction explains nothing. Infinite enclosures (the "
                 "recursion exploded) are left out.",
-                lambda: over_axis_figure(rows, axis, RATIOS, by),
+                lambda: over_axis_figure(rows, axis, RATIOS, by, RATIO),
             ),
         )
     return found
@@ -201,29 +235,26 @@ def twin_sections(frames: Frames) -> list[Section]:
         T5_path=summary["T5"] / summary["path_sup"],
         T3_over=summary["T3"] / summary["measured_l2"] if "T3" in summary else np.nan,
     )
-    constants = {
-        "xi": "ξ: inf over the run\nof λₘᵢₙ(H) [1/time]",
-        "drift_share": "kernel drift over disturbance\n[no unit]",
-        "T3_over": "T3 over measured ‖e‖\n[no unit]",
-    }
     return [
         Section(
             f"across-{axis.rpartition('.')[2]}",
-            f"Divergence of the twins against {axis}",
+            f"Divergence of the twins against {axis_words(axis)}",
             bars
             + "Supremum over training, at the replaced sample, at the worst other training sample and at the worst "
-            "held-out point.",
-            lambda axis=axis: over_axis_figure(rows, axis, PLACES, by if by != axis else None, UNIT),
+            "held-out point. Look at whether the three panels move together, and whether the bars of neighbouring "
+            "values are apart.",
+            lambda axis=axis: over_axis_figure(rows, axis, PLACES, by if by != axis else None, DIVERGENCE),
         )
         for axis in axes
     ] + [
         Section(
             f"constants-{axis.rpartition('.')[2]}",
-            f"What the theorem rests on, against {axis}",
+            f"What the theorem rests on, against {axis_words(axis)}",
             bars
             + "ξ is the rate of the theorem; the kernel drift is what its proof drops, as a share of the disturbance that "
-            "it keeps; T3 is the sharpest bound under its assumptions. ξ = 0 has no place on a log axis.",
-            lambda axis=axis: over_axis_figure(rows, axis, constants, by if by != axis else None),
+            "it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 over measured stays. "
+            "ξ = 0 has no place on a log axis.",
+            lambda axis=axis: over_axis_figure(rows, axis, CONSTANTS, by if by != axis else None),
         )
         for axis in axes
     ]

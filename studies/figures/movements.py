@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studies.figures.style import PAGE, log_limits, log_y, new_figure, only_ticks, series_style, styled
+from studies.figures.style import (
+    PAGE,
+    log_limits,
+    log_y,
+    n_axis,
+    new_figure,
+    series_style,
+    styled,
+    whole_steps,
+    width_for,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ORDER = ("SGD", "SGD, momentum", "Adam", "Gauss–Newton")
-BUDGETS = {"iterations": "inner iterations of each outer step", "seconds": "CPU seconds of each outer step"}
+BUDGETS = {"iterations": "inner iterations of each outer step", "seconds": "CPU time of each outer step [s]"}
 
 
 def look(solver: str) -> dict:
@@ -20,59 +31,84 @@ def look(solver: str) -> dict:
 
 
 @styled
-def budget_figure(summary: pd.DataFrame) -> Figure:
-    """Tracking error as a share of the way against iterations (left) and seconds (right), a row for each problem."""
+def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str) -> Axes:
+    """Largest tracking error of one problem, as a share of the way, against a budget (``iterations`` or ``seconds``).
+
+    A line per solver at its best learning rate: means over seeds, bars from the least to the largest.
+    """
     from studies.experiments.movements import tuned
 
     best = tuned(summary)
+    own = best[(best["problem"] == problem) & best["budget"].isin(BUDGETS)]
+    rows = own[own["budget"] == budget]
+    for solver in solvers_of(rows):
+        by = rows[rows["solver"] == solver].groupby("per_step")["tracking"]
+        mean, low, high = by.mean(), by.min(), by.max()
+        ax.errorbar(mean.index, mean, yerr=[mean - low, high - mean], label=solver, elinewidth=0.6, **look(solver))
+    if len(rows):
+        n_axis(ax, sorted(rows["per_step"].unique()), BUDGETS[budget], margin=1.3)
+    log_y(ax, *log_limits(own["tracking"]))  # of both budgets: the two panels of a problem compare
+    ax.set_ylabel("largest tracking error,\nshare of the way [no unit]")
+    return ax
+
+
+@styled
+def draw_bound(ax: Axes, steps: pd.DataFrame, problem: str) -> Axes:
+    """‖u^k − ū^k‖ (marks) and Σ q^(k−1−j)·δⱼ (lines) of one problem along the outer steps, as shares of the way; the
+    first seed, each solver at its best learning rate."""
+    own = steps[(steps["seed"] == steps["seed"].min()) & (steps["problem"] == problem)]
+    for solver in solvers_of(own):
+        rows = own[own["solver"] == solver]
+        rate = rows.groupby("lr")["tracking"].max().idxmin()
+        rows = rows[rows["lr"] == rate].sort_values("step")
+        style = look(solver)
+        ax.plot(rows["step"], rows["tracking_bound"], color=style["color"], linestyle=style["linestyle"], label=solver)
+        ax.plot(rows["step"], rows["tracking"], **style | {"linestyle": "none"})
+    log_y(ax, *log_limits([*own["tracking"], *own["tracking_bound"]]))
+    whole_steps(ax)
+    ax.set_xlabel("outer step k")
+    ax.set_ylabel("share of the way [no unit]:\nmarks measured, lines allowed")
+    return ax
+
+
+def solvers_of(frame: pd.DataFrame) -> list[str]:
+    """The solvers of a frame, in the order in which they are drawn."""
+    return [name for name in ORDER if name in set(frame["solver"])]
+
+
+def solver_legend(figure: Figure, solvers: list[str]) -> None:
+    """Dash and marker of each solver, under the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look(solver)) for solver in solvers]
+    figure.legend(handles, solvers, loc="outside lower center", ncols=len(solvers), handlelength=3.2)
+
+
+@styled
+def budget_figure(summary: pd.DataFrame) -> Figure:
+    """Tracking error as a share of the way against iterations (left) and seconds (right), a row for each problem."""
     problems = list(dict.fromkeys(summary["problem"]))
     figure = new_figure(PAGE, 2.3 * len(problems) + 0.3)
     axes = figure.subplots(len(problems), 2, squeeze=False, sharey="row")
     for row, problem in zip(axes, problems, strict=True):
-        own = best[(best["problem"] == problem) & best["budget"].isin(BUDGETS)]
-        limits = log_limits(own["tracking"])
-        for ax, (budget, label) in zip(row, BUDGETS.items(), strict=True):
-            rows = own[own["budget"] == budget]
-            for solver in [name for name in ORDER if name in set(rows["solver"])]:
-                by = rows[rows["solver"] == solver].groupby("per_step")["tracking"]
-                mean, low, high = by.mean(), by.min(), by.max()
-                ax.errorbar(
-                    mean.index, mean, yerr=[mean - low, high - mean], label=solver, elinewidth=0.6, **look(solver)
-                )
-            ax.set_xscale("log")
-            only_ticks(ax.xaxis, sorted(rows["per_step"].unique()))
-            log_y(ax, *limits)
+        for ax, budget in zip(row, BUDGETS, strict=True):
+            draw_budget(ax, summary, problem, budget)
             ax.set_title(problem, loc="left")
-            ax.set_xlabel(label)
-        row[0].set_ylabel("largest tracking error,\nshare of the way")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        row[1].set_ylabel("")
+    solver_legend(figure, solvers_of(summary))
     return figure
 
 
 @styled
 def bound_figure(steps: pd.DataFrame) -> Figure:
-    """‖u^k − ū^k‖ and Σ q^{k−1−j}δ_j along the outer steps, a panel for each problem; each solver's best learning rate."""
+    """Measured and allowed tracking error along the outer steps, a panel for each problem."""
     problems = list(dict.fromkeys(steps["problem"]))
-    figure = new_figure(PAGE, 2.6)
+    figure = new_figure(width_for(len(problems)), 2.6)
     axes = figure.subplots(1, len(problems), squeeze=False)[0]
-    first = steps[steps["seed"] == steps["seed"].min()]
     for ax, problem in zip(axes, problems, strict=True):
-        own = first[first["problem"] == problem]
-        for solver in [name for name in ORDER if name in set(own["solver"])]:
-            rows = own[own["solver"] == solver]
-            rate = rows.groupby("lr")["tracking"].max().idxmin()
-            rows = rows[rows["lr"] == rate].sort_values("step")
-            style = look(solver)
-            ax.plot(
-                rows["step"], rows["tracking_bound"], color=style["color"], linestyle=style["linestyle"], label=solver
-            )
-            ax.plot(rows["step"], rows["tracking"], linestyle="none", marker=style["marker"], color=style["color"])
-        log_y(ax, *log_limits([*own["tracking"], *own["tracking_bound"]]))
-        ax.set_xticks(sorted(own["step"].unique()))
-        ax.set_xlabel("outer step k")
+        draw_bound(ax, steps, problem)
         ax.set_title(problem, loc="left")
-    axes[0].set_ylabel("share of the way;\npoints measured, lines allowed")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        if ax is not axes[0]:
+            ax.set_ylabel("")
+    solver_legend(figure, solvers_of(steps))
     return figure

@@ -135,7 +135,8 @@ def drawings(frames: Frames) -> list[Drawing]:
             "would be a bound that these runs break. Bounds on the stack, then on single samples: at the replaced "
             "sample k (T5 and the path length are the largest over the samples, so they bound it too) and at the "
             "others (T5 over those alone). Last panel: the divergence at the worst held-out point over that at the "
-            f"replaced sample, bars from the smallest to the largest pair. {NO_BOUND}",
+            f"replaced sample, bars from the smallest to the largest pair. {NO_BOUND} "
+            "Look at which bounds come nearer to 1 as the mass falls.",
             lambda: ratios_figure(summary),
         ),
         Drawing(

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.style import PAGE, log_limits, log_y, new_figure, only_ticks, series_style, styled
+from studies.figures.grid import columns_of
+from studies.figures.style import (
+    PAGE,
+    UNIT,
+    log_limits,
+    log_x,
+    log_y,
+    n_axis,
+    new_figure,
+    only_ticks,
+    series_style,
+    styled,
+)
 from studies.findings.rlo import axes_of, means, tuned
+from studies.findings.written import axis_words, setting
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from studies.results.frames import Frames
 
-# column → (title, logarithmic axis)
+# column → (title, logarithmic axis, unit)
 QUANTITIES = {
-    "loss_tail": ("steady-state loss", True),
-    "held_out": ("held-out accuracy", False),
-    "thickness": ("residual thickness ‖z‖/‖d‖", True),
-    "held_out_sup": ("twins: largest divergence, held-out", True),
+    "loss_tail": ("steady-state loss", True, "per sample"),
+    "held_out": ("held-out accuracy", False, "share"),
+    "thickness": ("residual thickness ‖z‖/‖d‖", True, "no unit"),
+    "held_out_sup": ("divergence of twins, held-out", True, UNIT),
+    "sup_at_level": ("divergence of twins, equal loss", True, UNIT),
 }
 
 
 def varying(frames: Frames) -> list[str]:
     """Names of what varies, as a reader knows them."""
-    return [name.rpartition(".")[2] for name in axes_of(frames)]
+    return [axis_words(name) for name in axes_of(frames)]
 
 
 @styled
@@ -45,79 +62,95 @@ def sweep_figure(frames: Frames) -> Figure:
     return _lines(frames, x, [name for name in axes if name != x])
 
 
+@styled
+def draw_sweep(ax: Axes, table: pd.DataFrame, quantity: str, x: str, others: Sequence[str] = ()) -> Axes:
+    """One quantity against the numeric axis ``x``, a line per combination of ``others``: means over seeds, bars 95 %
+    intervals. ``table``: :func:`studies.findings.rlo.means`."""
+    log = QUANTITIES[quantity][1]
+    groups = list(table.groupby(list(others), sort=False)) if others else [((), table)]
+    for i, (values, rows) in enumerate(groups):
+        rows = rows.sort_values(x)
+        y, half = rows[quantity].to_numpy(), rows[f"{quantity} ±"].fillna(0.0).to_numpy()
+        low = np.minimum(half, 0.9 * np.abs(y)) if log else half
+        given = values if isinstance(values, tuple) else (values,)
+        text = ", ".join(setting(key, value) for key, value in zip(others, given, strict=False))
+        beside = 1.03 ** (i - (len(groups) - 1) / 2)  # bars of one x next to each other
+        ax.errorbar(rows[x] * beside, y, yerr=[low, half], label=text, elinewidth=0.6, **series_style(i, len(groups)))
+    ticks = sorted(table[x].unique())
+    n_axis(ax, ticks, axis_words(x), margin=1.2)
+    only_ticks(ax.xaxis, ticks if len(ticks) < 8 else ticks[::2])
+    _value_axis(ax, table, quantity)
+    ax.set_ylabel(_label(quantity))
+    return ax
+
+
+@styled
+def draw_settings(ax: Axes, table: pd.DataFrame, quantity: str, axes: Sequence[str]) -> Axes:
+    """One quantity of every setting, a horizontal line each: means over seeds, bars 95 % intervals.
+
+    ``table``: :func:`studies.findings.rlo.means`; ``axes``: the columns that name a setting.
+    """
+    log = QUANTITIES[quantity][1]
+    places = np.arange(len(table))[::-1]
+    value, half = table[quantity].to_numpy(), table[f"{quantity} ±"].fillna(0.0).to_numpy()
+    low = np.minimum(half, 0.9 * np.abs(value)) if log else half
+    ax.errorbar(value, places, xerr=[low, half], fmt="o", color=series_style(3, 4)["color"], elinewidth=0.8)
+    if log:
+        log_x(ax, *log_limits([*(value + half), *(value - low)]))
+    ax.set_yticks(places, [", ".join(setting(name, row[name]) for name in axes) for _, row in table.iterrows()])
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.tick_params(axis="x", rotation=60)
+    ax.set_xlabel(_label(quantity))
+    ax.set_ylabel(", ".join(axis_words(name) for name in axes) or "setting")
+    return ax
+
+
+def _label(quantity: str) -> str:
+    title, _, unit = QUANTITIES[quantity]
+    return f"{title}\n[{unit}]"
+
+
+def _value_axis(ax: Axes, table: pd.DataFrame, quantity: str) -> None:
+    if QUANTITIES[quantity][1]:
+        log_y(ax, *log_limits(table[quantity]))
+    elif quantity == "held_out":
+        ax.set_ylim(0, 1)
+
+
 def _lines(frames: Frames, x: str, others: list[str]) -> Figure:
     table = means(frames)
-    quantities = _known(table)
+    quantities = [name for name in _known(table) if name != "sup_at_level"]
     figure = new_figure(PAGE, 4.6)
-    panels = figure.subplots(2, 2).flat
-    groups = list(table.groupby(others, sort=False)) if others else [((), table)]
-    for ax, (name, (title, log)) in zip(panels, quantities.items(), strict=False):
-        for i, (values, rows) in enumerate(groups):
-            rows = rows.sort_values(x)
-            half = rows[f"{name} ±"].fillna(0.0).to_numpy()
-            y = rows[name].to_numpy()
-            low = np.minimum(half, 0.9 * np.abs(y)) if log else half
-            given = values if isinstance(values, tuple) else (values,)
-            text = ", ".join(said(key, value) for key, value in zip(others, given, strict=False))
-            beside = 1.03 ** (i - (len(groups) - 1) / 2)  # bars of one x next to each other
-            ax.errorbar(
-                rows[x] * beside, y, yerr=[low, half], label=text, elinewidth=0.6, **series_style(i, len(groups))
-            )
-        ax.set_xscale("log")
-        ticks = sorted(table[x].unique())
-        only_ticks(ax.xaxis, ticks if len(ticks) < 8 else ticks[::2])
-        if log:
-            log_y(ax, *log_limits(table[name]))
-        elif name == "held_out":
-            ax.set_ylim(0, 1)
-        ax.set_title(title, loc="left")
-        ax.set_xlabel({"lr": "learning rate", "rule.eta": "η"}.get(x, x.rpartition(".")[2]))
-    for ax in list(panels):
+    panels = figure.subplots(2, 2).ravel()
+    for ax, name in zip(panels, quantities, strict=False):
+        draw_sweep(ax, table, name, x, others)
+    for ax in panels[len(quantities) :]:
         ax.set_visible(False)
     if others:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns_of(labels), handlelength=3.0)
     return figure
 
 
 def _rows(frames: Frames, axes: list[str]) -> Figure:
-    """One horizontal line for each setting, the mean with its interval, a panel for each quantity; the best learning rate."""
+    """A panel for each quantity; the best learning rate."""
     if "lr" in axes:
         frames = tuned(frames)
         axes = [name for name in axes if name != "lr"]
     table = means(frames)
-    labels = [", ".join(str(row[name]) for name in axes) for _, row in table.iterrows()]
-    quantities = _known(table) | {"sup_at_level": ("twins: at equal training loss", True)}
-    figure = new_figure(PAGE, 0.27 * len(table) + 1.1)
-    panels = figure.subplots(1, len(quantities), sharey=True)
-    places = np.arange(len(table))[::-1]
-    for ax, (name, (title, log)) in zip(panels, quantities.items(), strict=True):
-        value, half = table[name].to_numpy(), table[f"{name} ±"].fillna(0.0).to_numpy()
-        low = np.minimum(half, 0.9 * np.abs(value)) if log else half
-        ax.errorbar(value, places, xerr=[low, half], fmt="o", color=series_style(3, 4)["color"], elinewidth=0.8)
-        if log and np.isfinite(value).any():
-            ax.set_xscale("log")
-            ax.set_xlim(*log_limits([*(value + half), *(value - low)]))
-        ax.set_title(title.replace(": ", ":\n").replace(" ‖", "\n‖"), loc="left", fontsize=7)
-        ax.set_yticks(places, labels)
-        ax.tick_params(axis="x", rotation=60)
+    quantities = _known(table)
+    figure = new_figure(PAGE, 0.27 * len(table) + 1.4)
+    panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    for ax, name in zip(panels, quantities, strict=True):
+        draw_settings(ax, table, name, axes)
+        ax.set_xlabel(_label(name).replace(", ", ",\n").replace(" ‖", "\n‖"), fontsize=7)
+        if ax is not panels[0]:
+            ax.set_ylabel("")
     return figure
 
 
-def said(key: str, value) -> str:
-    """A setting in a legend.
-
-    >>> said("rule.normalize", True), said("rule.direction", "tanh"), said("width", 64)
-    ('normalised', 'tanh', 'width 64')
-    """
-    if isinstance(value, bool | np.bool_):
-        name = {"normalize": "normalised"}.get(key.rpartition(".")[2], key.rpartition(".")[2])
-        return name if value else f"not {name}"
-    return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {value:g}"
-
-
-def _known(table) -> dict[str, tuple[str, bool]]:
-    return {name: about for name, about in QUANTITIES.items() if table[name].notna().any()}
+def _known(table: pd.DataFrame) -> list[str]:
+    return [name for name in QUANTITIES if table[name].notna().any()]
 
 
 def is_number(column) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import hue
-from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, styled
 from studies.findings.exponents import Exponent, signed
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> 
         )
     n_axis(ax, medians.index)
     log_y(ax, *log_limits(values))
+    ax.set_ylabel(f"sup |y' − y| on S [{UNIT}]" if "T0" in fits else "sup over samples of |ℓ' − ℓ| [loss]")
     missing = [LOOKS[column][0] for column in NEEDED if column not in fits]
     note = "not applicable:\n" + ",\n".join(missing) if missing else None
     look = {"fontsize": 5.8, "title_fontsize": 5.8, "handlelength": 1.8, "labelspacing": 0.45, "alignment": "left"}
@@ -81,8 +82,6 @@ def routes_figure(results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Exponen
     for ax, (title, (frame, fits)) in zip(axes, results.items(), strict=False):
         draw_routes(ax, frame, fits)
         ax.set_title(title, fontsize=7.5)
-        outputs = "T0" in fits
-        ax.set_ylabel("sup |y' − y| on S, outputs" if outputs else "sup over samples of |ℓ' − ℓ|")
     for ax in axes[len(results) :]:
         ax.remove()
     handles = [Line2D([], [], color="0.45", linewidth=0.8, linestyle=dash) for dash, _ in GUIDES.values()]

@@ -23,6 +23,8 @@ COLUMN = 3.37
 """Width of one column of a two-column page, inches."""
 PAGE = 6.97
 """Width of both columns, inches."""
+PANELS = 3
+"""Panels that a page holds side by side: more would be too narrow for their type."""
 RESOLUTION = 200
 """Pixels per inch of the .png."""
 UNIT = "network-output units"
@@ -112,6 +114,22 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def width_for(panels: int) -> float:
+    """The width of a figure of so many panels side by side: one column of a paper, or both.
+
+    >>> width_for(1) == COLUMN, width_for(2) == width_for(3) == PAGE
+    (True, True)
+    """
+    return COLUMN if panels <= 1 else PAGE
+
+
+@styled
+def note_title(figure, note: str) -> None:
+    """A remark above the panels; a clause a line where the figure is one column wide."""
+    narrow = figure.get_figure(root=True).get_figwidth() < PAGE
+    figure.suptitle(note.replace("; ", ";\n") if narrow else note, fontsize=7, style="italic")
+
+
 @styled
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write `path` as .svg, .pdf and .png, each whole or not at all, without dates: same figure, same bytes."""
@@ -158,24 +176,48 @@ def only_ticks(axis, values: Sequence[float]) -> None:
 
 @styled
 def log_y(ax: Axes, low: float, high: float) -> None:
-    """Logarithmic y axis from `low` to `high`: decades, or 1-2-5 steps where it spans less than two."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+    """Logarithmic y axis from `low` to `high`."""
     ax.set_yscale("log")
     ax.set_ylim(low, high)
-    short, plain = high < 100 * low, low > 1e-3 and high < 1e4
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=9))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if short or plain else decade(value)))
+    log_numbers(ax.yaxis, low, high)
+
+
+@styled
+def log_x(ax: Axes, low: float, high: float) -> None:
+    """Logarithmic x axis from `low` to `high`."""
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    log_numbers(ax.xaxis, low, high)
+
+
+def log_numbers(axis, low: float, high: float) -> None:
+    """Ticks of a log axis: plain numbers, powers of ten where the axis leaves 0.001 … 10 000."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    from studies.figures.ticks import LogTicks
+
+    plain = high < 1000 * low or (low > 1e-3 and high < 1e4)
+    axis.set_major_locator(LogTicks())
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if plain else decade(value)))
+
+
+@styled
+def whole_steps(ax: Axes) -> None:
+    """Ticks of a counting axis at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def decade(value: float) -> str:
     """A power of ten as plain text: TeX would be parsed again for every tick of every draw.
 
-    >>> decade(1e5), decade(0.01)
-    ('10⁵', '10⁻²')
+    >>> decade(1e5), decade(10.0), decade(1.0), decade(0.01)
+    ('10⁵', '10', '1', '10⁻²')
     """
-    return "10" + str(round(np.log10(value)) if value > 0 else 0).translate(SUPERSCRIPT)
+    power = round(np.log10(value)) if value > 0 else 0
+    return {0: "1", 1: "10"}.get(power, "10" + str(power).translate(SUPERSCRIPT))
 
 
 def log_limits(values: Iterable[float], pad: float = 0.06) -> tuple[float, float]:

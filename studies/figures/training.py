@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.bounds import masses_of
+from studies.figures.bounds import shown_masses
 from studies.figures.lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, new_figure, styled
+from studies.figures.style import UNIT, log_limits, log_y, new_figure, note_title, styled, width_for
 from studies.findings.applicable import loss_note, stated
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ def draw_divergence(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STACK
             alpha=0.3 if line.kind == MEASURED else 0.18,
             linewidth=0,
         )
-    ax.set_yscale("log")
+    ends = rows[rows["step"] == rows["step"].max()][stated(rows, columns)].to_numpy().ravel()
+    low, high = log_limits([*(y for line in ax.get_lines() for y in line.get_ydata()), *ends])
+    log_y(ax, low, high)
     ax.set_xlim(left=0)
+    ax.set_xlabel("training step")
+    ax.set_ylabel(f"divergence of the twins\n[{UNIT}]")
     return ax
 
 
@@ -55,8 +59,8 @@ def training_figure(trajectories: pd.DataFrame, summary: pd.DataFrame, n: int | 
     sample below."""
     n = int(summary["n"].max()) if n is None else n
     rows = trajectories[trajectories["n"] == n]
-    masses = masses_of(summary[summary["n"] == n])
-    figure = new_figure(max(PAGE * len(masses) / 3, PAGE * 0.62), 5.2)
+    masses = shown_masses(summary[summary["n"] == n])
+    figure = new_figure(width_for(len(masses)), 5.2)
     axes = figure.subplots(2, len(masses), sharex=True, sharey="row", squeeze=False)
     for column, mass in enumerate(masses):
         pairs = summary[(summary["n"] == n) & (summary["mass"] == mass)]
@@ -68,7 +72,10 @@ def training_figure(trajectories: pd.DataFrame, summary: pd.DataFrame, n: int | 
             steps = rows["step"].max()
             if stated(pairs, [level]):
                 ax.plot([0, steps], [pairs[level].median()] * 2, **LINES[level].style())
+        axes[0, column].set_xlabel("")
         axes[1, column].set_xlabel(step_label(summary))
+        for ax in axes[:, column]:
+            ax.set_ylabel("")
     for row, names in zip(axes, (STACKED_PATHS, SAMPLE_PATHS), strict=True):
         drawn = [line.get_ydata() for ax in row for line in drawn_lines(ax).values()]
         # The first steps start at 0: let them run out of the panel, rather than give them most of a log axis.
@@ -82,7 +89,7 @@ def training_figure(trajectories: pd.DataFrame, summary: pd.DataFrame, n: int | 
     shown = (*stated(rows, (*STACKED_PATHS, *SAMPLE_PATHS)), *stated(summary, ("vacuity_floor", "trivial_sup")))
     legend_of_kinds(figure, shown)
     if note := loss_note(summary):
-        figure.suptitle(note, fontsize=7, style="italic")
+        note_title(figure, note)
     figure.draw_without_rendering()
     for ax in axes[:, -1]:
         label_lines(ax)
@@ -122,9 +129,17 @@ def draw_spectrum(ax: Axes, spectra: pd.DataFrame, xi: float) -> Axes:
         ax.text(
             0.5, 0.04, "ξ = 0: not above rounding", transform=ax.transAxes, ha="center", fontsize=6.5, style="italic"
         )
-    ax.set_yscale("log")
+    log_y(ax, *eigenvalue_limits(spectra["eigenvalue"], [xi]))
     ax.set_xlim(0, max(values.index.max(), 1))
+    ax.set_xlabel("training step")
+    ax.set_ylabel("eigenvalues of H [1/time]")
     return ax
+
+
+def eigenvalue_limits(eigenvalues: pd.Series, others: Sequence[float]) -> tuple[float, float]:
+    """Limits of a log axis. Rounding noise around 0 is no eigenvalue: 1e-14 of the largest is the least that float64
+    tells from 0."""
+    return log_limits([*eigenvalues[eigenvalues > 1e-14 * eigenvalues.max()], *others])
 
 
 @styled
@@ -134,8 +149,8 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     from matplotlib.patches import Patch
 
     ns = sorted({int(summary["n"].min()), int(summary["n"].max())})
-    masses = masses_of(summary)
-    figure = new_figure(max(PAGE * len(masses) / 3, PAGE * 0.62), 1.0 + 2.1 * len(ns))
+    masses = shown_masses(summary)
+    figure = new_figure(width_for(len(masses)), 1.0 + 2.1 * len(ns))
     axes = figure.subplots(len(ns), len(masses), sharex=True, sharey="row", squeeze=False)
     for row, n in enumerate(ns):
         for column, mass in enumerate(masses):
@@ -146,15 +161,15 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 ax.text(0.5, 0.5, "not run yet", transform=ax.transAxes, ha="center", style="italic")
                 continue
             draw_spectrum(ax, rows, float(summary[(summary["n"] == n) & (summary["mass"] == mass)]["xi"].median()))
-        axes[row, 0].set_ylabel("eigenvalues of H")
+            ax.set_xlabel("")
+            ax.set_ylabel("")
+        axes[row, 0].set_ylabel("eigenvalues of H [1/time]")
     for ax in axes[-1]:
         ax.set_xlabel(step_label(summary))
     for row, n in zip(axes, ns, strict=True):
-        drawn = spectra.loc[spectra["n"] == n, "eigenvalue"]
-        # Rounding noise around 0 is no eigenvalue: 1e-14 of the largest is the least that float64 tells from 0.
-        positive = drawn[drawn > 1e-14 * drawn.max()]
+        limits = eigenvalue_limits(spectra.loc[spectra["n"] == n, "eigenvalue"], summary.loc[summary["n"] == n, "xi"])
         for ax in row:
-            log_y(ax, *log_limits([*positive, *summary.loc[summary["n"] == n, "xi"]]))
+            log_y(ax, *limits)
     handles = [
         Line2D([], [], color=hue("blue"), linestyle="-.", linewidth=1.0),
         Line2D([], [], color="black", linewidth=1.0),
@@ -171,6 +186,6 @@ def spectrum_figure(spectra: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         "middle 90 %",
         "middle 50 %",
     ]
-    across = 4 if figure.get_figwidth() > 6 else 3
+    across = 4 if figure.get_figwidth() > 6 else 2
     figure.legend(handles, names, title="measured, medians over the seeds", loc="outside lower center", ncols=across)
     return figure

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.bounds import masses_of
-from studies.figures.style import PAGE, decade, new_figure, series_style, styled
+from studies.figures.bounds import shown_masses
+from studies.figures.style import decade, new_figure, series_style, styled, width_for
 from studies.findings.waterfall import waterfall
 from studies.findings.written import number
 
@@ -67,6 +67,8 @@ def draw_waterfall(ax: Axes, steps: pd.DataFrame, *, largest: float | None = Non
         ax.text(edge + 0.015 * reach, row.step, f"×{number(row.factor)}", va="center", fontsize=6.5)
     ax.set_yticks(chain["step"], [label(row.end) for row in chain.itertuples()])
     ax.set_ylim(len(chain) - 0.45, -0.55)
+    ax.set_xlabel("value / measured [no unit]")
+    ax.set_ylabel("step of the chain")
     ax.axvline(0, color="black", linewidth=1.2, zorder=3)
     ax.grid(axis="y", visible=False)
     ax.set_xlim(
@@ -77,7 +79,7 @@ def draw_waterfall(ax: Axes, steps: pd.DataFrame, *, largest: float | None = Non
     else:
         marks = (1, 1.2, 1.5, 2) if reach < 0.32 else (1, 2, 5) if reach < 0.8 else (1, 3, 10, 30)
         ticks = [t for t in marks if np.log10(t) <= 1.16 * reach]
-    ax.set_xticks(np.log10(ticks), [decade(t) if t > 10 else f"{t:g}" for t in ticks])
+    ax.set_xticks(np.log10(ticks), [decade(t) if reach >= 1.5 else f"{t:g}" for t in ticks])
     return ax
 
 
@@ -95,23 +97,23 @@ def waterfall_figure(summary: pd.DataFrame) -> Figure:
     """Two rows of panels, a column per mass: the chain of ‖e‖ up to T0, and the chain of the worst sample up to T5."""
     from matplotlib.patches import Patch
 
-    masses = masses_of(summary)
+    masses = shown_masses(summary)
     frames = {quantity: waterfall(summary, quantity) for quantity in ("l2", "sup")}
     ns = shown_n(summary)
     panels = max(len(masses), 1)
     heights = [max(int(frame["step"].max()) + 1, 1) if len(frame) else 1 for frame in frames.values()]
-    figure = new_figure(max(PAGE * panels / 3, PAGE * 0.62), 1.3 + 0.36 * sum(heights))
+    figure = new_figure(width_for(panels), 1.5 + 0.36 * sum(heights))
     axes = figure.subplots(2, panels, squeeze=False, sharey="row", height_ratios=heights)
     titles = {"l2": "all training outputs, ‖e‖", "sup": "worst sample,\nmaxᵢ |eᵢ|"}
     for row, (quantity, frame) in enumerate(frames.items()):
         reach = max(float(np.nanmax(np.append(frame["after"].to_numpy(float), 0.1))), 0.1)
         for column, mass in enumerate(masses):
             draw_waterfall(axes[row, column], frame[frame["mass"] == mass], largest=reach)
+            axes[row, column].set_ylabel("")
         axes[row, 0].set_ylabel(titles[quantity])
     for column, mass in enumerate(masses):
         axes[0, column].set_title(f"mass {mass:g}", fontweight="bold")
-        axes[1, column].set_xlabel("value / measured")
     handles = [Patch(color=series_style(i, len(ns))["color"], label=f"n = {n}") for i, n in enumerate(ns)]
     handles.append(Patch(facecolor="0.8", edgecolor="0.15", hatch="//////", label="smaller than the one before"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if panels > 1 else 2)
     return figure

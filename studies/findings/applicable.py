@@ -21,6 +21,13 @@ def stated(table: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return [name for name in columns if name in table.columns and bool(table[name].notna().any())]
 
 
+def scale_words(summary: pd.DataFrame) -> str:
+    """What 1 means on the axis of the outputs. One output is a regression: classes are one-hot rows of two or more."""
+    if "outputs" in summary.columns and (summary["outputs"] == 1).all():
+        return "the unit is that of the regression target (its standard deviation in scikit-learn's sets)"
+    return "targets are one-hot, so 1 is the distance from 0 to a target"
+
+
 def why_missing(values: pd.Series) -> str:
     """Why a bound has no number in some pairs: infinite because ξ is 0, or not applicable (NaN: the rate of T2H)."""
     return "ξ = 0" if np.isinf(values).any() else "its rate is not above 0"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.definition.points import written
 from studies.findings.exponents import LEAST_N, fit_exponent
+from studies.findings.written import setting, short_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def loop_finding(frames: Frames) -> list[str]:
         f"{pairs} moved apart by {sup.min():.3g} to {sup.max():.3g} (median {sup.median():.3g}) on the worst training sample."
     ]
     if axes:
-        said.append(f"Along {axes[0]}: " + along(summary, axes[0]))
+        said.append(f"By {short_words(axes[0])}: " + along(summary, axes[0]))
     if "T5" in summary.columns and summary["T5"].notna().any():
         finite = summary[np.isfinite(summary["T5"]) & (summary["path_sup"] > 0)]
         below = int((finite["T5"] < 0.98 * finite["path_sup"]).sum())
@@ -109,9 +109,9 @@ def loop_finding(frames: Frames) -> list[str]:
         agree = sum(row.difference.holds(0.0) for row in identity.itertuples())
         said.append(
             f"The generalization gap equals the average replace-one stability within the 95 % interval at {agree} of "
-            f"{len(identity)} places of the grid, as it must in expectation; e.g. "
+            f"{len(identity)} places of the grid, as it must in expectation; for example "
             + "; ".join(
-                f"{', '.join(f'{name} {written(getattr(row, name))}' for name in axes if name in row._fields)} gap {row.gap}, "
+                f"{', '.join(setting(name, getattr(row, name)) for name in axes if name in row._fields)}: gap {row.gap}, "
                 f"stability {row.stability}"
                 for row in list(identity.itertuples())[:2]
             )
@@ -139,8 +139,8 @@ def along(summary: pd.DataFrame, axis: str) -> str:
     table = medians(summary, [axis], ("measured_replaced", "measured_others", "measured_heldout", "gap"))
     return (
         "; ".join(
-            f"{written(row[axis])}: {row['measured_replaced']:.3g} at the replaced sample, {row['measured_others']:.3g} at "
-            f"the others, {row['measured_heldout']:.3g} held out, gap {row['gap']:.3g}"
+            f"{setting(axis, row[axis])}: {row['measured_replaced']:.3g} at the replaced sample, "
+            f"{row['measured_others']:.3g} at the others, {row['measured_heldout']:.3g} held out, gap {row['gap']:.3g}"
             for _, row in table.iterrows()
         )
         + "."

@@ -5,8 +5,8 @@ import numpy as np
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float) -> str:
-    """A number for people: three significant digits, no exponent where it can be helped.
+def number(value: float, digits: int = 3) -> str:
+    """A number for people: three significant digits or as many as asked for, no exponent where it can be helped.
 
     >>> [number(v) for v in (0.61234, 444.2, 56500, 1.2e6, 3e-14, float("inf"), 0, -0.5)]
     ['0.612', '444', '56\u202f500', '1.2·10⁶', '3·10⁻¹⁴', '∞', '0', '−0.5']
@@ -18,10 +18,52 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    rounded = float(f"{size:.3g}")
+    rounded = float(f"{size:.{digits}g}")
     if 1e-3 <= rounded < 1e6:
-        text = f"{rounded:,.0f}".replace(",", "\u202f") if rounded >= 1000 else f"{rounded:g}"
+        text = f"{rounded:,.0f}".replace(",", "\u202f") if rounded >= 1000 else f"{rounded:.{digits}g}"
     else:
         mantissa, power = f"{size:.1e}".split("e")
         text = f"{float(mantissa):g}·10" + str(int(power)).translate(SUPERSCRIPT)
     return ("−" if value < 0 else "") + text
+
+
+AXES = {
+    "n": "training samples n",
+    "width": "width of the hidden layers",
+    "lr": "learning rate",
+    "batch": "batch size [samples]",
+    "data.label_noise": "label noise",
+    "rule.eta": "η",
+    "rule.name": "rule",
+}
+"""What an axis of a grid is called before a reader; others by the last part of their name."""
+
+
+def axis_words(name: str) -> str:
+    """
+    >>> axis_words("n"), axis_words("output_metric"), axis_words("data.label_noise")
+    ('training samples n', 'output metric', 'label noise')
+    """
+    return AXES.get(name, short_words(name))
+
+
+def short_words(name: str) -> str:
+    """
+    >>> short_words("data.label_noise"), short_words("n")
+    ('label noise', 'n')
+    """
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def setting(name: str, value: float | str) -> str:
+    """One value of an axis, as a legend or a sentence says it.
+
+    >>> setting("n", 6), setting("optimizer", "adam"), setting("data.label_noise", 0.5)
+    ('n = 6', 'adam', 'label noise 0.5')
+    """
+    if isinstance(value, bool | np.bool_):
+        words = {"normalize": "normalised"}.get(short_words(name), short_words(name))
+        return words if value else f"not {words}"
+    if isinstance(value, str):
+        return value.replace("_", " ")
+    return f"n = {value:g}" if name == "n" else f"{short_words(name)} {value:g}"

@@ -77,14 +77,16 @@ def sections(frames) -> list[Section]:
             "Noise-prediction loss along the rounds",
             "Mean squared error of the predicted noise on held-out latents (1 is the prediction 0), round by round, and how "
             "far each round ended from its exact proximal point, as a share of the exact step; means over seeds, bands least "
-            "to largest. First-order solvers at the best of three learning rates.",
+            "to largest. First-order solvers at the best of three learning rates. Look at whether a "
+            "smaller δ (below) comes with a smaller loss (above).",
             lambda: rounds_figure(frames),
         ),
         Section(
             "samples",
             "Samples",
             "Top: held-out digits and their reconstructions, the most that the decoder can show. Below: samples of the "
-            "network trained under each solver, equal CPU seconds, first seed.",
+            "network trained under each solver, equal CPU seconds, first seed. Look at which rows hold digits that "
+            "could stand in the top one.",
             lambda: samples_figure(frames),
         ),
     ]

@@ -76,22 +76,29 @@ def work(study: MovementStudy, point: Point) -> float:
 
 def sections(frames) -> list[Section]:
     from studies.figures.movements import bound_figure, budget_figure
+    from studies.figures.wording import plural
 
     summary = frames.summary
     return [
         Section(
             "budgets",
             "Distance from the exact sequence under equal budgets",
-            "Largest distance to the exact proximal sequence over the outer steps, as a share of the way that sequence goes "
-            f"(mean over {summary['seed'].nunique()} seeds, bars: least and largest). Left: equal inner iterations a step; "
-            "right: equal CPU seconds. Learning rates of the first-order solvers are the best of three at every budget.",
+            "Largest distance to the exact proximal sequence over the outer steps, as a share of the way that "
+            "sequence goes "
+            f"(mean over {plural(summary['seed'].nunique(), 'seed')}, bars: least and largest). Left: equal inner "
+            "iterations a step; "
+            "right: equal CPU seconds. Learning rates of the first-order solvers are the best of three at every "
+            "budget. Look at how far "
+            "below the others the second-order line runs.",
             lambda: budget_figure(summary),
         ),
         Section(
             "bounds",
             "Measured and allowed",
-            "Tracking error of one run (points) under its bound Σ q^{k−1−j}δ_j (line) at the largest number of inner "
-            "iterations, seed by seed the first, as shares of the way.",
+            "Tracking error of one run (marks) and its bound Σⱼ q^(k−1−j)·δⱼ (lines) at the largest number of inner "
+            "iterations, first seed, as shares of the way. No mark may lie above the line of its solver; look at "
+            "how close "
+            "they are: there the errors of the steps add up without help from the contraction.",
             lambda: bound_figure(frames.steps),
         ),
     ]
@@ -110,7 +117,8 @@ def finding(frames) -> list[str]:
         if "Gauss–Newton" in mean and len(mean) > 1:
             other = mean.drop("Gauss–Newton")
             said.append(
-                f"{problem}: at {most:g} inner iterations a step Gauss–Newton ends {number(mean['Gauss–Newton'])} of the way "
+                f"{problem}: at {most:g} inner iterations a step Gauss–Newton ends {number(mean['Gauss–Newton'])} of "
+                "the way "
                 f"off the exact sequence, the best first-order solver ({other.idxmin()}) {number(other.min())}."
             )
     timed = best[best["budget"] == "seconds"]
@@ -120,7 +128,8 @@ def finding(frames) -> list[str]:
         if "Gauss–Newton" in mean and len(mean) > 1:
             other = mean.drop("Gauss–Newton")
             said.append(
-                f"{problem}, {longest:g} CPU seconds a step: {number(mean['Gauss–Newton'])} against {number(other.min())} "
+                f"{problem}, {longest:g} CPU seconds a step: {number(mean['Gauss–Newton'])} against "
+                "{number(other.min())} "
                 f"({other.idxmin()})."
             )
     failed = frames.summary[frames.summary["violated"] != ""]

@@ -79,13 +79,14 @@ def sections(frames) -> list[Section]:
 
     names = ", ".join(varying(frames))
     seeds = frames.summary["seed"].nunique()
-    shown = "; ".join(f"{title}" for title, _ in QUANTITIES.values())
+    shown = "; ".join(title for title, *_ in QUANTITIES.values())
     return [
         Section(
             "sweep",
             "What the study varies",
             f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
-            "A run that diverged counts with chance accuracy and is left out of the losses.",
+            "Look for the setting that is low in loss and in divergence at once, and whether the bars are apart. A run that "
+            "diverged counts with chance accuracy and is left out of the losses.",
             lambda: sweep_figure(frames),
         )
     ]

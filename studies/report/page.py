@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from studies.definition.kinds import Section, kind_of
 from studies.definition.points import written
+from studies.findings.applicable import scale_words
+from studies.findings.written import short_words
 from studies.report.tables import (
     assumption_table,
     exponent_table,
@@ -23,6 +26,7 @@ from studies.report.tables import (
 from studies.results.frames import Frames, read_frames
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 LADDER, SECTIONS = "report.html.j2", "sections.html.j2"
@@ -46,24 +50,15 @@ def write_report(out: str | Path) -> Path:
 
 def render(frames: Frames, out: Path) -> str:
     """The page as text. Draws the figures into `out`/figures on the way."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("studies.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["subscripts"] = subscripts
     kind = kind_of(frames.config.get("kind", "twins"))
     provenance = frames.config.get("provenance", {})
     page = {
         "title": str(frames.config.get("title", "Twin networks")),
         "question": str(frames.config.get("question", "")),
-        "command": provenance.get("command", f"stability run digits --out {out.name}"),
+        "command": shared(provenance.get("command", f"stability run digits --out {out.name}")),
         "commit": provenance.get("commit", ""),
-        "date": provenance.get("date", ""),
+        "date": when(provenance.get("date", "")),
+        "scale": scale_words(frames.summary),
         "versions": versions(provenance),
         "config": config_lines(frames.config),
         "out": out.name,
@@ -71,15 +66,89 @@ def render(frames: Frames, out: Path) -> str:
     drawn = [placed(section, out) for section in kind.sections(frames)]
     if kind.name == "twins":
         parts = [part(cut, out, values) for values, cut in frames.parts()]
-        return environment.get_template(LADDER).render(
-            page=page, across=drawn, parts=parts, lines=line_table(frames.summary)
+        contents = ladder_contents(drawn, parts)
+        return (
+            environment()
+            .get_template(LADDER)
+            .render(page=page, contents=contents, across=drawn, parts=parts, lines=line_table(frames.summary))
         )
-    return environment.get_template(SECTIONS).render(
-        page=page,
-        finding=kind.finding(frames),
-        figures=drawn,
-        numbers=[plain_table(caption, table) for caption, table in kind.numbers(frames)],
+    numbers = [plain_table(caption, table) for caption, table in kind.numbers(frames)]
+    figures = [(figure["id"], figure["title"], []) for figure in drawn]
+    tables = [("numbers", "Numbers", [])] if numbers else []
+    return (
+        environment()
+        .get_template(SECTIONS)
+        .render(
+            page=page,
+            contents=[("finding", "What was found", []), *figures, *tables, ("again", "How to reproduce", [])],
+            finding=kind.finding(frames),
+            figures=drawn,
+            numbers=numbers,
+        )
     )
+
+
+def environment(*packages: str) -> Environment:
+    """Where pages get their templates: those of ``packages``, and the frame, pieces and style that all pages share."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ".") for package in (*packages, "studies.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["subscripts"] = subscripts
+    return found
+
+
+Entry = tuple[str, str, Sequence]
+"""A line of the table of contents: anchor, title, the lines below it."""
+
+
+def ladder_contents(across: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]]) -> list[Entry]:
+    """The contents of a page of bounds; a study of several parts has a list for each."""
+    entries: list[Entry] = [("finding", "What was found", []), ("lines", "What the lines are", [])]
+    entries += [(figure["id"], figure["title"], []) for figure in across]
+    for part in parts:
+        suffix, figures = part["suffix"], [(figure["id"], figure["title"], []) for figure in part["figures"]]
+        own: list[Entry] = [(f"assumptions{suffix}", "Assumptions of the theorem", []), *figures]
+        own += [(f"{id}{suffix}", title, []) for id, title in TABLES.items()]
+        entries += own if len(parts) == 1 else [(f"details{suffix}", capital(part["name"]), own)]
+    return [*entries, ("again", "How to reproduce", [])]
+
+
+TABLES = {"numbers": "Medians", "exponents": "Exponents of n", "flags": "Flags"}
+
+
+def capital(text: str) -> str:
+    """
+    >>> capital("output metric Fisher")
+    'Output metric Fisher'
+    """
+    return text[:1].upper() + text[1:]
+
+
+def shared(command: str) -> str:
+    """A command as somebody else would type it: folders of this machine by their last part.
+
+    >>> shared("stability run digits n=6 --out /home/me/results/mine"), shared("stability run digits --out results/mine")
+    ('stability run digits n=6 --out mine', 'stability run digits --out results/mine')
+    """
+    words = shlex.split(command)
+    if not any(word.startswith("/") for word in words):
+        return command
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
+
+
+def when(date: str) -> str:
+    """
+    >>> when("2026-01-02T03:04:05+00:00"), when("yesterday")
+    ('2026-01-02, 03:04 UTC', 'yesterday')
+    """
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:[\d.]+)?(\+00:00|Z)", date)
+    return f"{found[1]}, {found[2]} UTC" if found else date
 
 
 def placed(section: Section, out: Path, suffix: str = "") -> dict[str, Any]:
@@ -88,8 +157,8 @@ def placed(section: Section, out: Path, suffix: str = "") -> dict[str, Any]:
 
     name = section.name + suffix
     files = save_figure(section.make(), out / "figures" / name)
-    svg = inline_svg(files[0], name, section.title)
-    return {"id": name, "title": section.title, "caption": section.caption, "svg": svg}
+    svg = inline_svg(files[0], anchor(name), f"{section.title}. {first_sentence(section.caption)}")
+    return {"id": anchor(name), "title": section.title, "caption": section.caption, "svg": svg}
 
 
 def part(frames: Frames, out: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -99,9 +168,8 @@ def part(frames: Frames, out: Path, values: dict[str, Any]) -> dict[str, Any]:
 
     suffix = "".join(f"-{name.rpartition('.')[2]}{slug(written(value))}" for name, value in values.items())
     return {
-        "id": suffix.lstrip("-") or "study",
-        "suffix": suffix,
-        "name": ", ".join(f"{name} {written(value)}" for name, value in values.items()),
+        "suffix": anchor(suffix),
+        "name": ", ".join(f"{short_words(name)} {written(value)}" for name, value in values.items()),
         "headline": headline(frames),
         "details": details(frames),
         "assumptions": assumption_table(frames.assumptions),
@@ -112,6 +180,24 @@ def part(frames: Frames, out: Path, values: dict[str, Any]) -> dict[str, Any]:
         "flags": flag_list(frames.summary),
         "pairs": len(frames.summary),
     }
+
+
+def first_sentence(text: str) -> str:
+    """What a screen reader says of a figure beside its title; the caption has the rest.
+
+    >>> first_sentence("A mark per twin, n = 0.5. Look at it.")
+    'A mark per twin, n = 0.5.'
+    """
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z0-9‖|])", text, maxsplit=1)[0]
+
+
+def anchor(text: str) -> str:
+    """A name as an id that a style rule can hold too.
+
+    >>> anchor("bounds-label_noise0.5")
+    'bounds-label_noise0_5'
+    """
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
 
 
 def slug(text: str) -> str:
@@ -138,8 +224,7 @@ def inline_svg(path: Path, prefix: str, title: str) -> Markup:
     sized = re.sub(r'\s(width|height)="[^"]*"', "", head)
     wide = float(re.search(r'width="([0-9.]+)pt"', head)[1]) if re.search(r'width="([0-9.]+)pt"', head) else 502.0
     name = escape(title)
-    # 1.75 CSS pixels per point: 7-point type reads like 12 px; a phone scrolls sideways inside the figure's own frame.
-    opening = f'{sized} id="{prefix}-svg" role="img" aria-label="{name}" style="width: {wide * 1.75:.0f}px"'
+    opening = f'{sized} id="{prefix}-svg" role="img" aria-label="{name}" style="--points: {wide:g}"'
     return Markup(opening + text[text.index(">") :])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.wording import few, listed, mass_words, of_all, pairs, plural, span
-from studies.findings.applicable import another_loss
+from studies.findings.applicable import another_loss, scale_words
 from studies.findings.exponents import Exponent, fit_exponent, signed
 from studies.findings.numbers import (
     MARGIN,
@@ -68,7 +68,7 @@ def what_was_seen(summary: pd.DataFrame) -> str:
         f"{plural(len(summary), 'pair')} of networks that {'differs' if one else 'differ'} in one training sample "
         f"(n = {few(summary['n'])}, mass {few(summary['mass'])}, {plural(summary['seed'].nunique(), 'seed')}) "
         f"moved apart by {span(spread_of(summary['measured_sup']))} on the worst training sample"
-        + (", in units of the outputs." if another_loss(summary) else "; 1 is the distance from 0 to a target.")
+        + (", in units of the outputs." if another_loss(summary) else f"; {scale_words(summary)}.")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from studies.figures.lines import KINDS, LINES
 from studies.findings.applicable import stated
 from studies.findings.exponents import Exponent
 from studies.findings.numbers import exponents, ratio
-from studies.findings.written import number
+from studies.findings.written import number, short_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,11 @@ class Table:
     rows: list[list[str]]
     keys: int = 1
     caption: str = field(default="")
+
+    @property
+    def explained(self) -> list[tuple[str, str]]:
+        """The columns whose heading is short for something."""
+        return [(short, long) for short, long in self.columns if short != long]
 
 
 def line_table(summary: pd.DataFrame | None = None) -> list[dict[str, object]]:
@@ -134,6 +140,29 @@ HEADINGS = {
     "measured_others": ("others", "measured at the other training samples"),
     "measured_heldout": ("held-out", "measured at held-out points"),
     "train_loss": ("loss", "final training loss of the run on S"),
+}
+MORE_HEADINGS = {
+    "null_sup": ("null", "two runs on the same data, a start moved by one ulp: what rounding alone does"),
+    "path_sup": ("path", "theory-free path length, worst training sample"),
+    "held_out_loss": ("held-out loss", "of the run on S, at the end"),
+    "held_out": ("accuracy", "share of held-out points classified rightly"),
+    "held_out_accuracy": ("accuracy", "share of held-out points classified rightly"),
+    "gap": ("gap", "held-out loss − training loss"),
+    "uniform_stability": ("uniform", "largest difference of the twins' losses over the held-out points"),
+    "parameter_distance": ("parameters", "distance of the twins' parameters over their norm"),
+    "loss_tail": ("loss", "steady-state training loss"),
+    "thickness": ("‖z‖/‖d‖", "residual thickness"),
+    "sup": ("sup", "largest divergence of the twins on the training samples"),
+    "held_out_sup": ("held-out sup", "largest divergence of the twins at held-out points"),
+    "sup_at_level": ("at equal loss", "divergence of the twins where the training losses are equal"),
+    "diverged": ("diverged", "share of runs that diverged"),
+    "inexactness": ("δ", "distance to the exact proximal point, as a share of the exact step"),
+    "energy_distance": ("energy distance", "between samples and held-out latents"),
+    "least": ("least", "least loss over the seeds"),
+    "largest": ("largest", "largest loss over the seeds"),
+    "steps_within": ("steps within", "outer steps that came within δ"),
+    "sigma_start": ("σ start", "smallest singular value of J at the start"),
+    "sigma_least": ("σ least", "smallest singular value of J along the run"),
 }
 CONSTANT_COLUMNS = (
     "xi",
@@ -240,8 +269,20 @@ def plain_table(caption: str, frame: pd.DataFrame) -> Table:
 
     def cell(value) -> str:
         if isinstance(value, float | np.floating):
-            return "–" if np.isnan(value) else f"{value:.4g}"
-        return str(value)
+            return number(value, digits=4)
+        return re.sub(r"(?<![\w.])-(?=\d)", "−", str(value))
 
     rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return Table([(str(name), str(name)) for name in frame.columns], rows, max(len(words), 1), caption)
+    return Table([heading(str(name)) for name in frame.columns], rows, max(len(words), 1), caption)
+
+
+def heading(name: str) -> tuple[str, str]:
+    """A column in short and in words; "x ±" is the half width of x's interval.
+
+    >>> heading("measured_heldout"), heading("gap ±")[0], heading("steps_within")
+    (('held-out', 'measured at held-out points'), 'gap ±', ('steps within', 'steps within'))
+    """
+    if name.endswith(" ±"):
+        short, long = heading(name.removesuffix(" ±"))
+        return f"{short} ±", f"half width of the 95 % interval: {long}"
+    return HEADINGS.get(name) or MORE_HEADINGS.get(name) or (short_words(name), short_words(name))

@@ -2,15 +2,20 @@
 
 import base64
 import io
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.style import COLUMN, UNIT, log_limits, log_y, new_figure, series_style, styled
+from studies.figures.style import UNIT
+from studies.findings.predicted import agreement
 from studies.findings.written import number
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from studies.definition.config import Study
     from studies.sensitivity.predict import Sensitivity
 
@@ -20,29 +25,34 @@ NAMES = {"sup": "largest over S", "others": "the other samples of S", "heldout":
 
 def page(found: "Sequence[Sensitivity]", study: "Study", command: Sequence[str] | None = None) -> str:
     """The self-contained page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from studies.data.datasets import load
+    from studies.report.page import environment, shared, when
     from studies.results.provenance import provenance
 
     loaded = load(study.data)
-    environment = Environment(
-        loader=PackageLoader("studies.sensitivity", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     facts = provenance(command)
-    return environment.get_template("page.html.j2").render(
-        title=TITLE,
-        study=study.title or study.data.name,
-        unit=UNIT,
-        names=NAMES,
-        parts=[_part(one, loaded) for one in found],
-        command=facts["command"],
-        commit=facts["commit"],
-        date=facts["date"],
+    parts = [_part(one, loaded) for one in found]
+    inner = {"calibration": "Trained against predicted", "ranking": "Ranking"}
+    contents = [("finding", "What was found", [])]
+    contents += [(p["id"], p["name"], [(f"{p['id']}-{id}", title, []) for id, title in inner.items()]) for p in parts]
+    return (
+        environment("studies.sensitivity")
+        .get_template("page.html.j2")
+        .render(
+            page={"title": TITLE, "question": "", "commit": facts["commit"], "date": when(facts["date"])}
+            | {"command": shared(facts["command"])},
+            study=study.title or study.data.name,
+            unit=UNIT,
+            names=NAMES,
+            parts=parts,
+            contents=[*contents, ("again", "How to reproduce", [])],
+        )
     )
 
 
 def _part(found: "Sensitivity", loaded) -> dict:
+    from studies.report.page import anchor
+
     ranking = found.ranking()
     others, heldout = (found.candidates.groupby("replaced")[f"predicted_{of}"].median() for of in ("others", "heldout"))
     answers, x = found.drawn.targets.cpu().numpy(), found.drawn.x.cpu().numpy()
@@ -64,42 +74,31 @@ def _part(found: "Sensitivity", loaded) -> dict:
         .rename(columns=lambda name: name.rstrip("_"))
         .itertuples(index=False)
     ]
-    point = found.point
+    point, own = found.point, agreement(found.calibration)
+    id = anchor(f"n{point.n}-width{point.width}-mass{point.mass:g}-seed{point.seed}")
     return {
+        "id": id,
+        "agreement": f"off by {100 * own['median error']:.2g} % in the median, by {100 * own['largest error']:.2g} % at most",
         "name": f"n = {point.n}, width {point.width}, mass {point.mass:g}, seed {point.seed}",
         "pictures": loaded.image is not None,
         "rows": rows,
         "candidates": len(found.candidates),
         "factors": [(NAMES[of], number(q.factor), q.guarantee) for of, q in found.factors.items()],
         "calibrated": len(found.calibration),
-        "figure": data_uri(calibration_figure(found)),
+        "figure": drawn(found, f"{id}-figure"),
     }
 
 
-@styled
-def calibration_figure(found: "Sensitivity") -> bytes:
-    """Predicted against trained sup divergence of the calibration twins on log axes, as PNG."""
-    from matplotlib.ticker import NullLocator
+def drawn(found: "Sensitivity", id: str) -> "Markup":
+    """Predicted against trained divergence of the calibration twins, as an element of the page."""
+    from studies.figures.predicted import calibration_figure
+    from studies.figures.style import save_figure
+    from studies.report.page import inline_svg
 
-    sheet = new_figure(COLUMN, COLUMN * 0.9)
-    axis = sheet.subplots()
-    table, q = found.calibration, found.factors["sup"].factor
-    low, high = log_limits([*table["measured_sup"], *table["predicted_sup"]], pad=0.12)
-    axis.plot([low, high], [low, high], color="0.55", linewidth=0.8, label="trained = predicted")
-    if np.isfinite(q):
-        axis.plot([low, high], [q * low, q * high], color="0.2", linewidth=0.9, linestyle="--", label="q · predicted")
-    axis.scatter(table["predicted_sup"], table["measured_sup"], s=14, linewidths=0, color=series_style(1, 3)["color"])
-    axis.set(
-        xscale="log", xlim=(low, high), xlabel=f"predicted sup divergence, {UNIT}", ylabel="trained sup divergence"
-    )
-    log_y(axis, low, high)
-    axis.xaxis.set_major_locator(axis.yaxis.get_major_locator())
-    axis.xaxis.set_major_formatter(axis.yaxis.get_major_formatter())
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.legend(loc="upper left")
-    file = io.BytesIO()
-    sheet.canvas.print_png(file, metadata={"Software": None})
-    return file.getvalue()
+    figure = calibration_figure(found.calibration, found.factors["sup"].factor)
+    with tempfile.TemporaryDirectory() as folder:
+        svg = save_figure(figure, Path(folder) / "calibration")[0]
+        return inline_svg(svg, id, "Trained against predicted largest divergence of the calibration twins")
 
 
 def picture(row: np.ndarray, shape: tuple[int, ...] | None) -> str:
