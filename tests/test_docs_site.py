@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: without a warning, every page there, nothing loaded from elsewhere, no wider than a phone."""
+"""The site of `make docs`: built without a warning, every page there, nothing loaded from elsewhere, no page too wide."""
 
 import re
 import shutil
