@@ -43,8 +43,7 @@ def make_optimizer(
     """The optimizer ``name`` of ``model``.
 
     A table [optimizers.NAME] of the study gives its ``class`` and arguments, ``lr`` among them; ``shared`` (momentum, weight
-    decay) are taken by every class that knows them. ``metric`` is for Woodbury: mass, output metric (a name, or a metric of
-    one's own as "package.module:NAME"), scale.
+    decay) are taken by every class that knows them. ``metric`` is for Woodbury: mass, output metric, scale.
     Raises ValueError for a class or an argument that there is not.
     """
     options = dict(tables.get(name, {}))
@@ -53,8 +52,6 @@ def make_optimizer(
     options = {"lr": options.pop("lr", lr)} | shared | (metric if ours == "Woodbury" else {}) | options
     if options["lr"] == "auto" and ours != "Woodbury":
         raise ValueError(f"lr = auto is a step of the metric and goes with woodbury; write a number for {name}")
-    if ours == "Woodbury" and ":" in str(place := options.get("output_metric", "")):
-        options["output_metric"] = _imported(place, "output_metric")
     try:
         return found(model if ours == "Woodbury" else model.parameters(), **options)
     except TypeError as error:
@@ -67,20 +64,15 @@ def _class(wanted: str) -> tuple[type, str]:
         import optim
 
         return getattr(optim, OURS[wanted.lower()]), OURS[wanted.lower()]
-    if ":" not in wanted:
+    module, colon, attribute = wanted.partition(":")
+    if not colon:
         import torch
 
         matching = [known for known in dir(torch.optim) if known.lower() == wanted.lower()]
         if not matching:
             raise ValueError(f"optimizer {wanted}: torch {torch.__version__} has no such class in torch.optim")
         return getattr(torch.optim, matching[0]), ""
-    return _imported(wanted, "optimizer"), ""
-
-
-def _imported(place: str, what: str):
-    """What "package.module:NAME" names. Raises ValueError when there is no such thing."""
-    module, _, attribute = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute), ""
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what} {place} cannot be imported: {error}") from error
+        raise ValueError(f"optimizer {wanted} cannot be imported: {error}") from error

@@ -95,7 +95,7 @@ def test_an_output_metric_of_ones_own_is_imported(tmp_path, monkeypatch):
     )
     assert (plain != own).all()
     study = Study.from_toml("optimizers", [*GRID, "optimizer=woodbury", "output_metric=own_metric_module:absent"])
-    with pytest.raises(ValueError, match="output_metric own_metric_module:absent cannot be imported"):
+    with pytest.raises(ValueError, match="output_metric = own_metric_module:absent cannot be imported"):
         optimizer_of(study, 1.0)
 
 
