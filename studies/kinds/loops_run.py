@@ -17,8 +17,8 @@ from stability import Loss, RunRecord, certify, record, resolve_loss
 from studies.data.subsets import Draw, draw
 from studies.definition.points import Point
 from studies.kinds.loops import LoopStudy
-from studies.kinds.own_metric import own_metric
 from studies.kinds.optimizers import make_optimizer
+from studies.kinds.own_metric import own_metric
 
 BATCHES = 5  # spawn key of the stream of mini-batches; data, initialisation, replacements and noise have 0 to 3
 SCALAR_UP_TO = 256  # states; T4 needs ‖A_t‖₂ of every step
