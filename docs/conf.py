@@ -2,6 +2,7 @@
 from elsewhere when it is read: no fonts, no scripts, no mathematics service (formulas are Unicode text)."""
 
 import inspect
+import re
 import shutil
 import sys
 import tomllib
@@ -75,6 +76,13 @@ def docstring(app, what, name, thing, options, lines) -> None:
     lines[:] = readable(lines, parameters)
 
 
+def signature(app, what, name, thing, options, arguments, returned):
+    """Short names where Sphinx cannot read the arguments (defaults such as <factory>), and would leave the long ones."""
+    if arguments and "<" in arguments:
+        return re.sub(r"~?(?:[A-Za-z_]\w*\.)+([A-Za-z_]\w*)", r"\1", arguments), returned
+    return None
+
+
 def set_indices(app, tree, name) -> None:
     """Indices and exponents of formulas in running text, where they belong."""
     from docutils import nodes
@@ -93,7 +101,9 @@ def set_indices(app, tree, name) -> None:
         if block.get("language", "none") in ("none", "default") and "```" not in block.rawsource:  # indented: a formula
             block.replace_self(nodes.paragraph("", block.astext(), classes=["formula"]))
         else:  # the empty line that ends a doctest
-            block.children, block.rawsource = [nodes.Text(block.astext().rstrip("\n"))], block.astext().rstrip("\n")
+            block.rawsource = block.astext().rstrip("\n")
+            block.clear()
+            block += nodes.Text(block.rawsource)
     untouched = (nodes.FixedTextElement, nodes.literal, nodes.raw, addnodes.desc_signature)
     for text in list(tree.findall(nodes.Text)):
         above, inside_code = text.parent, False
@@ -107,4 +117,5 @@ def setup(app) -> None:
     app.connect("builder-inited", write_pages)
     app.connect("source-read", inside)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-process-signature", signature)
     app.connect("doctree-resolved", set_indices)

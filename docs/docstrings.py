@@ -7,7 +7,10 @@ continuation lines, several on a line where they are short. Doctest blocks pass 
 import re
 from collections.abc import Collection, Sequence
 
-_LITERAL = re.compile(r"``.+?``|:[a-z:]+:`[^`]+`|(?<![\w*])\*\*[^*\s](?:[^*]*[^*\s])?\*\*(?!\w)|`[^`]+`", re.DOTALL)
+_LITERAL = re.compile(
+    r"``.+?``|:[a-z:]+:`[^`]+`|(?<![\w*])\*\*[^*\s](?:[^*]*[^*\s])?\*\*(?!\w)|(?<![\w*])\*[A-Za-z][\w -]*\*(?![\w*])|`[^`]+`",
+    re.DOTALL,
+)
 
 
 def readable(lines: Sequence[str], parameters: Collection[str] = ()) -> list[str]:

@@ -34,10 +34,8 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first sentence of its docstring; of a constant, what it is."""
-        if not _describable(self.thing):
-            return f"a constant, {type(self.thing).__name__}"
-        text = inspect.getdoc(self.thing) or ""
+        """The first sentence of its docstring, or of the words at a constant."""
+        text = (inspect.getdoc(self.thing) if _describable(self.thing) else constant_words(self.home, self.name)) or ""
         first = " ".join(text.partition("\n\n")[0].split())
         return re.split(r"(?<=[^.\s]{2}[.:])\s(?=[A-Z`])|:$", first)[0]
 
@@ -66,6 +64,31 @@ def packages() -> list[ModuleType]:
 
 def _describable(thing: object) -> bool:
     return inspect.isclass(thing) or inspect.isroutine(thing)
+
+
+def constant_words(package: str, name: str) -> str:
+    """What stands at a constant of a package or module: the string below its assignment, or the comment above it.
+
+    >>> constant_words("studies.figures", "COLUMN")
+    'Width of one column of a two-column page, inches.'
+    """
+    home = importlib.import_module(package)
+    files = sorted(Path(home.__path__[0]).glob("*.py")) if hasattr(home, "__path__") else [Path(home.__file__)]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        body = ast.parse(text).body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if not any(getattr(target, "id", "") == name for target in targets):
+                continue
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                return inspect.cleandoc(str(after.value.value))
+            above = text.splitlines()[: node.lineno - 1]
+            comment = []
+            while above and above[-1].startswith("#"):
+                comment.insert(0, above.pop().lstrip("# "))
+            return " ".join(comment)
+    return ""
 
 
 def public_paths(modules: Iterable[ModuleType]) -> dict[str, object]:
@@ -154,12 +177,18 @@ def page_text(room: Room) -> str:
 
 
 def _directive(entry: Entry) -> list[str]:
-    kind = "class" if inspect.isclass(entry.thing) else "function" if inspect.isroutine(entry.thing) else "data"
+    if not _describable(entry.thing):  # autodoc would describe its type
+        text = constant_words(entry.home, entry.name).splitlines()
+        return [
+            f".. py:data:: {entry.path}",
+            f"   :type: {type(entry.thing).__name__}",
+            "",
+            *(f"   {line}" for line in text),
+        ]
+    kind = "class" if inspect.isclass(entry.thing) else "function"
     lines = [f".. auto{kind}:: {entry.path}"]
     if kind == "class":
         lines += ["   :members:"]
-    if kind == "data":
-        lines += ["   :no-value:"]
     if entry.aliases:
         lines += ["", "   Also as " + ", ".join(f"``{path}``" for path in entry.aliases) + "."]
     return lines

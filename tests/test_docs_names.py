@@ -105,7 +105,7 @@ def test_a_page_has_a_line_and_a_directive_for_each_name():
         page = page_text(room)
         assert room.what.endswith(".")
         for entry in (*room.public, *room.by_module):
-            assert len(re.findall(rf"^\.\. auto\w+:: {re.escape(entry.path)}$", page, re.MULTILINE)) == 1
+            assert len(re.findall(rf"^\.\. (?:auto\w+|py:data):: {re.escape(entry.path)}$", page, re.MULTILINE)) == 1
             assert len(entry.summary) > 5, entry.path
             assert resolves(entry.path)
 
