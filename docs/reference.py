@@ -37,7 +37,7 @@ class Entry:
         """The first sentence of its docstring, or of the words at a constant."""
         text = (inspect.getdoc(self.thing) if _describable(self.thing) else constant_words(self.home, self.name)) or ""
         first = " ".join(text.partition("\n\n")[0].split())
-        return re.split(r"(?<=[^.\s]{2}[.:])\s(?=[A-Z`])|:$", first)[0]
+        return re.split(r"(?<=[^.\s]{2}[.:])\s(?=[A-Z`])|:$", first)[0].rstrip(":")
 
 
 @dataclass
@@ -48,6 +48,9 @@ class Room:
     what: str
     public: list[Entry] = field(default_factory=list)
     by_module: list[Entry] = field(default_factory=list)
+    elsewhere: list[Entry] = field(
+        default_factory=list
+    )  # of a floor: described on the page of the room that defines them
 
 
 def packages() -> list[ModuleType]:
@@ -147,6 +150,8 @@ def rooms(texts: Iterable[str]) -> list[Room]:
     for entry in entries(public_paths(modules)):
         package = entry.home if entry.home in pages else entry.home.rpartition(".")[0]
         pages[package].public.append(entry)
+        if package != entry.path.rpartition(".")[0]:
+            pages[entry.path.rpartition(".")[0]].elsewhere.append(entry)
         seen.add(id(entry.thing))
     for module, name in imported_by_module(texts):
         thing = getattr(importlib.import_module(module), name)
@@ -156,9 +161,10 @@ def rooms(texts: Iterable[str]) -> list[Room]:
         package = module if module in pages else module.rpartition(".")[0]
         pages[package].by_module.append(Entry(f"{module}.{name}", thing, module))
     for page in pages.values():
+        page.elsewhere.sort(key=lambda e: e.name.lower())
         page.public.sort(key=lambda e: e.name.lower())
         page.by_module.sort(key=lambda e: e.path.lower())
-    return [page for page in pages.values() if page.public or page.by_module]
+    return [page for page in pages.values() if page.public or page.by_module or page.elsewhere]
 
 
 def page_text(room: Room) -> str:
@@ -173,6 +179,10 @@ def page_text(room: Room) -> str:
         lines += [""]
         for entry in listed:
             lines += ["```{eval-rst}", *_directive(entry), "```", ""]
+    if room.elsewhere:
+        lines += [f"## Imported from {room.package}, described with its room", "", "| name | |", "|---|---|"]
+        lines += [f"| [`{e.name}`](#{e.path}) | {_escaped(e.summary)} |" for e in room.elsewhere]
+        lines += [""]
     return "\n".join(lines)
 
 

@@ -102,8 +102,8 @@ def test_the_reference_describes_what_it_lists(site):
     assert 'id="stability.check_assumptions"' in page
     assert "stability.assumptions.check_assumptions" in page
     assert "<sub>" in page
-    listed = re.findall(r'href="#([\w.]+)"><code', page)
-    assert listed
+    listed = re.findall(r'href="#([\w.]+)" title="[\w.]+"><code', page)
+    assert "stability.assumptions.add_assumption" in listed
     assert all(f'id="{name}"' in page for name in listed)
 
 
