@@ -7,7 +7,7 @@ READY := $(VENV)/.complete
 # Small operations: processes of one thread each give more than threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help study test test-slow test-browser lint peers bench readme clean
+.PHONY: help study docs test test-slow test-browser lint peers bench readme clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z.-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ $(READY): pyproject.toml constraints.txt
 
 study: $(READY) ## the digits study: trains twins, draws the figures, writes results/digits/report.html (about 5 minutes)
 	$(BIN)/stability run digits --out results/digits
+
+docs: $(VENV)/.docs ## the documentation as a site, build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 minutes on 2 cores)
 	$(PYTEST)
@@ -51,4 +59,4 @@ readme: $(READY) ## the README's figure and numbers from results/digits (after m
 	$(BIN)/python docs/refresh_readme.py results/digits
 
 clean: ## remove the environment and the results
-	rm -rf $(VENV) results build *.egg-info
+	rm -rf $(VENV) results build docs/api docs/measured *.egg-info

@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ClosedLoop": "stability.recording.closed_loop",
         "RunRecord": "stability.recording.record",
         "Rung": "stability.recording.rung",
+        "StepRule": "stability.recording.step_rule",
         "certify": "stability.recording.certify",
         "record": "stability.recording.record",
         # prediction from one run

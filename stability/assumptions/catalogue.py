@@ -68,6 +68,7 @@ _SPECS = (
 )  # fmt: skip
 
 CATALOGUE: dict[str, Spec] = {spec.key: spec for spec in _SPECS}
+"""Every assumption that is checked, by key, in the order of reports."""
 KEY_OF: dict[str, str] = {spec.name: spec.key for spec in _SPECS}
 
 

@@ -18,6 +18,7 @@ from stability.assumptions.along import Watch, bounded
 from stability.assumptions.catalogue import CATALOGUE, KEY_OF, known_keys, limits_of
 from stability.assumptions.loss import Loss, curvature, squared_loss
 from stability.assumptions.optimizer import Steps, steps_of
+from stability.assumptions.own import Seen, own_verdicts
 from stability.assumptions.report import AssumptionReport
 from stability.assumptions.structure import full_row_rank, metric_floor, why_singular
 from stability.assumptions.verdict import Assumption
@@ -114,6 +115,7 @@ class _Check:
         self.lr = self._rate(y)
         if found[-1].verdict != "holds":
             self._at_points(found, {0: None})
+            found += self._own(None)
             return found + self._open(found, "twins are trained under squared loss only")
         sigma = curvature(self.loss, y, self.targets)
         self.sigma = 1.0 if abs(sigma - 1) < 1e-9 else sigma
@@ -127,6 +129,7 @@ class _Check:
             at = {"step": watch.instants if result is None else result.pairs[0]["steps"] + 1}
             found.append(step_limit(self.lr, 2 * self.sigma / failure.limit, limits["step_limit"], **at))
         self._at_points(found, {0: None} if alone is None else {0: None, len(alone.outputs) - 1: alone.end})
+        found += self._own(result if failure is None else None)
         return found + self._open(found, f"the run stopped: {failure}")
 
     def context(self) -> dict:
@@ -204,6 +207,10 @@ class _Check:
         limit, at = self.limits["step_limit"], int(bounds.argmax())
         found = step_limit(self.lr, self.sigma * float(bounds.max()), limit, self.sigma * float(known.max()), step=at)
         return found if found.verdict != "violated" else replace(found, step=int(known.argmax()))
+
+    def _own(self, twins: TwinResult | None) -> list[Assumption]:
+        seen = Seen(deepcopy(self.model), self.x, self.targets, self.lr, self.moves.metric, twins)
+        return own_verdicts(seen, self.limits, self.skip)
 
     def _at_points(self, found: list[Assumption], points: dict) -> None:
         structural = why_singular(self.model, self.x, self.targets.shape[1])

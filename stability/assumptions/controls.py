@@ -184,3 +184,4 @@ CONTROLS: tuple[Control, ...] = (
     Control("resolved_by_floats", "a' − a_k", 1e-13, 1e-11, _replaced_by),
     Control("float_sufficiency", "two inputs apart, in float32", 0.007, 0.01, lambda d: _close_inputs(d, torch.float32)),
 )  # fmt: skip
+"""One control for each assumption of the catalogue, in its order."""

@@ -1,7 +1,8 @@
 """``certify``: two recorded runs against each other, from the measured divergence to the paper's bound."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 
@@ -36,6 +37,7 @@ def certify(
     scalar: bool = True,
     ladder: bool = True,
     dense: bool | None = None,
+    further: Sequence[Callable[[RunRecord, RunRecord, Certificate], Rung]] = (),
 ) -> Certificate:
     """Measure, enclose and bound the divergence e = y' − y of two recorded runs, on the inputs of ``run_S``.
 
@@ -51,11 +53,13 @@ def certify(
     ladder: T0 to T3, where the S run follows metric descent; costs a twin study of these two runs.
     dense: A_t as matrices, or by products with the layers, which have no T4. None: matrices up to 4096 states in e, but
         products where T4 is not asked for, G = D, and there are fewer than D/4 steps: several times cheaper there.
+    further: bounds of one's own, functions (run_S, run_twin, certificate so far) → :class:`stability.Rung`, in this order.
 
     Returns a :class:`Certificate`. Cost for T steps, D = N·p states (2D with memory): the kernel of the S run at every step,
     O(D³) per layer, ‖A_t‖₂, O(D³), and a product of A_t with the t + 1 columns of T5's factor, O(D²·min(T, D)).
 
-    Raises ValueError/TypeError for runs that cannot be compared, NumericalError where outputs are not finite.
+    Raises ValueError/TypeError for runs that cannot be compared and what is no rung, NumericalError where outputs are not
+    finite.
 
     >>> from torch import nn
     >>> from stability import record
@@ -96,10 +100,22 @@ def certify(
         bounds, verdicts = flow_ladder(run_S, run_twin, grid, replaced, measured)
         rungs |= bounds
     held = run_S.nbytes + run_twin.nbytes + max((r.cost.nbytes for r in rungs.values()), default=0)
-    return Certificate(
+    found = Certificate(
         rungs, measured, errors, tuple(grid), replaced, loop, loop.exact, loop.description,
         tuple(_notes(run_S, run_twin, grid)), Cost(perf_counter() - start, held), verdicts,
     )  # fmt: skip
+    for bound in further:
+        found = _with(found, bound(run_S, run_twin, found))
+    return found
+
+
+def _with(found: Certificate, rung) -> Certificate:
+    if not isinstance(rung, Rung):
+        raise TypeError(f"a function of further must return a Rung, got {type(rung).__name__}")
+    if rung.name in found.rungs:
+        raise ValueError(f"there is a rung {rung.name!r} already")
+    cost = Cost(found.cost.seconds + rung.cost.seconds, max(found.cost.nbytes, rung.cost.nbytes))
+    return replace(found, rungs=found.rungs | {rung.name: rung}, cost=cost)
 
 
 def _check(run_S: RunRecord, run_twin: RunRecord, metric) -> None:

@@ -27,10 +27,13 @@ def count_or_auto(value: Any) -> int | str:
     raise ValueError('should be a whole number, at least 1, or "auto"')
 
 
+# A whole number from 1 to a million.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+# A number above 0, finite.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# A list of distinct values; `n = 6` means `n = [6]`.
 one_or_more = (
-    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),  # `n = 6` means `n = [6]`
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
     Field(min_length=1),
     AfterValidator(distinct),
 )

@@ -24,6 +24,7 @@ MEASURED, PAPER, ASSUMING, POSTERIOR, FREE, TRIVIAL = (
     "theory-free",
     "trivial level",
 )
+# What each kind of line is, in the words of the legend.
 KINDS = {
     MEASURED: "the divergence of two trained networks",
     PAPER: "theorem 3 of arXiv 2603.03610, equation P14",
@@ -101,6 +102,7 @@ class Line:
 # Within a kind, dash and marker tell the lines apart, so grey print loses nothing.
 T3_FORMULA = "sup of Σ lr·exp(−Σ lr·ξ)‖d‖ on the recorded grid (left end points), with the rate of the moment"
 RATE_H = "ρ the rate in the metric H⁻¹ (softmax: of the outputs less their mean over the classes)"
+# Every column that is drawn as a line: label, kind, colour, dashes.
 LINES = {
     line.column: line
     for line in (

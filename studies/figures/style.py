@@ -31,6 +31,7 @@ UNIT = "network-output units"
 """Targets are one-hot: 1 is the distance from 0 to the target coordinate."""
 
 
+# The rcParams that every figure is drawn with.
 STYLE = {
     "font.size": 7.5,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine

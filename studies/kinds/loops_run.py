@@ -18,6 +18,7 @@ from studies.data.subsets import Draw, draw
 from studies.definition.points import Point
 from studies.kinds.loops import LoopStudy
 from studies.kinds.optimizers import make_optimizer
+from studies.kinds.own_metric import own_metric
 
 BATCHES = 5  # spawn key of the stream of mini-batches; data, initialisation, replacements and noise have 0 to 3
 SCALAR_UP_TO = 256  # states; T4 needs ‖A_t‖₂ of every step
@@ -47,7 +48,7 @@ def optimizer_of(study: LoopStudy, mass: float, model: nn.Module | None = None) 
     """The study's optimizer, of a small model where none is given: made to see whether it can be."""
     model = nn.Linear(2, 2) if model is None else model
     shared = {key: value for key in ("momentum", "weight_decay") if (value := getattr(study, key))}
-    metric = {"mass": mass, "output_metric": study.output_metric, "scale": study.scale}
+    metric = {"mass": mass, "output_metric": own_metric(study.output_metric), "scale": study.scale}
     return make_optimizer(study.optimizer, study.optimizers, model, lr=study.lr, shared=shared, metric=metric)
 
 

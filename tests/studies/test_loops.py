@@ -84,6 +84,21 @@ def test_weight_decay_momentum_and_metric_reach_the_optimizer():
     assert (group["lr"], group["weight_decay"]) == (0.003, 0.1)
 
 
+def test_an_output_metric_of_ones_own_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "own_metric_module.py").write_text(
+        "import torch\ndef doubled(y):\n    return 2 * torch.eye(y.shape[1], dtype=y.dtype).expand(len(y), -1, -1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plain, own = (
+        rows("optimizer=woodbury", f"output_metric={name}", "enclosures=false")["summary"]["measured_sup"].to_numpy()
+        for name in ("identity", "own_metric_module:doubled")
+    )
+    assert (plain != own).all()
+    study = Study.from_toml("optimizers", [*GRID, "optimizer=woodbury", "output_metric=own_metric_module:absent"])
+    with pytest.raises(ValueError, match="output_metric = own_metric_module:absent cannot be imported"):
+        optimizer_of(study, 1.0)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
