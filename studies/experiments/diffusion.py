@@ -38,16 +38,16 @@ def autoencoder(
 
     from optim import index_stream
     from studies.data.models import fully_connected
+    from studies.experiments.training import named_loss, training
 
     first, second, order = np.random.SeedSequence([seed, 1]).spawn(3)
     encoder = fully_connected([images.shape[1], 48, latent], "tanh", first)
     decoder = fully_connected([latent, 48, images.shape[1]], "tanh", second)
     whole = nn.Sequential(encoder, decoder)
     opt = torch.optim.Adam(whole.parameters(), 3e-3)
-    for rows in index_stream(len(images), min(64, len(images)), order, steps=steps):
-        opt.zero_grad()
-        (0.5 * (whole(images[rows]) - images[rows]).square().sum(1).mean()).backward()
-        opt.step()
+    batches = index_stream(len(images), min(64, len(images)), order, steps=steps)
+    for _ in training(whole, opt, named_loss("squared"), images, images, batches):
+        pass
     with torch.no_grad():
         raw = encoder(images)
     about = torch.stack([raw.mean(0), raw.std(0)])
