@@ -211,3 +211,24 @@ def test_shipped_studies_are_whole(name):
         assert all(study.kind_object.work(study, point) > 0 for point in study.points()[:3])
         if name != "rlo-cifar10" or quick:
             study.kind_object.check(study)
+
+
+@pytest.mark.parametrize(
+    ("study", "override", "words"),
+    [
+        ("rlo-eta", "rule.eta=1.5", "less than or equal to 1"),
+        ("rlo-eta", "rule.eta=0", "greater than 0"),
+        ("rlo-eta", "grid.rule.eta=[0.1, 2.0]", "less than or equal to 1"),
+        ("rlo-twins", "rule.memory=lions", "did you mean lion"),
+        ("rlo-twins", "rule.direction=tan", "did you mean tanh"),
+        ("rlo-twins", "rule.scale=0", "greater than 0"),
+        ("rlo-twins", "lr=0", "greater than 0"),
+        ("movements", "tau=0", "greater than 0"),
+        ("movements", "tau=-1.0", "greater than 0"),
+        ("movements", "steps=0", "greater than or equal to 1"),
+        ("latent-diffusion", "tau=0", "greater than 0"),
+    ],
+)
+def test_what_no_study_may_ask_for(study, override, words):
+    with pytest.raises(ConfigError, match=words):
+        Study.from_toml(study, [override])
