@@ -1,14 +1,15 @@
-"""The mutation table of docs/assumptions.md: each assumption violated and caught, and just inside and passed.
+"""The mutation tables of docs/assumptions.md: each assumption violated and caught, and just inside and passed.
 
-python -m examples.mutation_table           prints the table
-python -m examples.mutation_table --write   puts it into docs/assumptions.md
+python -m examples.mutation_table           prints the tables
+python -m examples.mutation_table --write   puts them into docs/assumptions.md
 """
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from stability.assumptions.controls import Control, run_controls
+from stability.assumptions.controls import CONTROLS, Control, run_controls
+from stability.assumptions.system_controls import SYSTEM_CONTROLS
 from stability.assumptions.verdict import Assumption
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "assumptions.md"
@@ -40,12 +41,12 @@ def sides_of(control: Control) -> tuple[str, str]:
 
 
 def main(write: bool) -> None:
-    text = table(run_controls())
-    print(text)
+    tables = [table(run_controls(controls)) for controls in (CONTROLS, SYSTEM_CONTROLS)]  # in the order of the page
+    print("\n\n".join(tables))
     if write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(HEAD)
-        _, blank, after = rest.partition("\n\n")
-        PAGE.write_text(before + text + blank + after, encoding="utf-8")
+        before, *parts = PAGE.read_text(encoding="utf-8").split(HEAD)
+        pieces = [text + "\n\n" + part.partition("\n\n")[2] for text, part in zip(tables, parts, strict=True)]
+        PAGE.write_text(before + "".join(pieces), encoding="utf-8")
 
 
 if __name__ == "__main__":

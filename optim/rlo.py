@@ -15,11 +15,12 @@ from optim.lyapunov.rlo_rules import (
     DIRECTIONS,
     EPS,
     SCALE,
-    SHARED,
     SLOTS,
     Tensors,
-    direction,
+    bend,
+    factor,
     lift,
+    own_direction,
     signal,
     unit_norm,
 )
@@ -32,7 +33,8 @@ FUNCTIONS = ("direction", "manifold", "eta_schedule")
 
 @dataclass(frozen=True)
 class Lifted:
-    """What an observer of a step sees of one group, after the lift and before the move; nothing here may be written to."""
+    """What an observer of a step sees of one group, after the lift and before the move; nothing here may be written to, and
+    what is to outlast the step must be copied."""
 
     params: Tensors  # θ, before the move
     velocities: Tensors  # v = (1 − η)v' + ηd
@@ -96,6 +98,7 @@ class RLO(torch.optim.Optimizer):
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         self.observers: list[Callable[[list[Lifted]], None]] = []
+        self._buffers: dict[Tensor, Tensor] = {}
         checked = checked_options({**options, "betas": betas or BETAS.get(memory, (0.0, 0.0))})
         super().__init__(params, {**options, "lr": checked["lr"]})
 
@@ -165,8 +168,13 @@ class RLO(torch.optim.Optimizer):
             state["step"] = state.get("step", 0) + 1
             steps.append(state["step"])
         slots = {name: self._slot(name, params) for name in SLOTS[group["memory"]]}
-        u = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"])
-        ds = direction(group["direction"], u, group["scale"], overwrite=group["memory"] not in SHARED)
+        phi, out = group["direction"], [self._buffer(p) for p in params]
+        times = 1.0 if callable(phi) else factor(phi, group["scale"])
+        ds = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"], times=times, out=out)
+        if callable(phi):
+            ds = own_direction(phi, ds)
+        else:
+            bend(phi, ds)
         return [P(p, d) for p, d in zip(params, ds, strict=True)] if curved else ds
 
     def _slot(self, name: str, params: Tensors) -> Tensors:
@@ -178,6 +186,13 @@ class RLO(torch.optim.Optimizer):
             found.append(held.to(p))  # of the model as it is now: it may have been cast
             self.state[p][name] = found[-1]
         return found
+
+    def _buffer(self, p: Tensor) -> Tensor:
+        """Where d of p is written, the same memory in every step: to be given new pages takes longer than an operation."""
+        held = self._buffers.get(p)
+        if held is None or (held.shape, held.dtype, held.device) != (p.shape, p.dtype, p.device):
+            held = self._buffers[p] = torch.empty_like(p)
+        return held
 
     def _move(self, one: Lifted, weight_decay: float) -> None:
         if weight_decay:
@@ -210,6 +225,7 @@ class RLO(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.setdefault("observers", [])  # not copied or pickled: they watch the original
+        self.__dict__.setdefault("_buffers", {})
         super().__setstate__(state)
 
 

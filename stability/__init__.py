@@ -26,6 +26,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Assumption": "stability.assumptions.verdict",
         "AssumptionReport": "stability.assumptions.report",
         "check_assumptions": "stability.assumptions.check",
+        "movement_assumptions": "stability.assumptions.systems",
+        "naim_assumptions": "stability.assumptions.systems",
         # recorded runs
         "Certificate": "stability.recording.rung",
         "ClosedLoop": "stability.recording.closed_loop",

@@ -29,7 +29,6 @@ BETAS = {"gradient": (0.0, 0.0), "ema": (0.9, 0.0), "lion": (0.9, 0.99), "adam":
 SCALE = 1e-2  # of tanh: u well above it moves by lr, u well below it as gradient descent with lr/scale
 EPS = 1e-8
 SLOTS = {"gradient": (), "ema": ("mean",), "lion": ("mean",), "adam": ("mean", "square")}
-SHARED = ("gradient", "ema")  # memories whose signal is the gradient or a slot itself
 DIRECTIONS = ("identity", "tanh", "sign", "normalized")
 
 Tensors = list[Tensor]
@@ -42,87 +41,101 @@ def signal(
     steps: Sequence[int],
     betas: tuple[float, float],
     eps: float = EPS,
+    *,
+    times: float = 1.0,
+    out: Tensors | None = None,
 ) -> Tensors:
-    """u of every parameter (the table above). ``slots`` move on in place; ``gradients`` are left as they are.
+    """``times``·u of every parameter (the table above) in ``out``. ``slots`` move on in place; ``gradients`` stay as they are.
 
-    ``steps`` counts each parameter's gradients, this one included. "gradient" returns ``gradients`` and "ema" a slot
-    themselves (``SHARED``), to be read only; the others new tensors.
+    ``steps`` counts each parameter's gradients, this one included. ``out`` are tensors to write to, new ones where none are
+    given.
 
     >>> m = [torch.tensor([1.0])]
     >>> signal("lion", {"mean": m}, [torch.tensor([0.0])], [1], (0.5, 0.25)), m  # .5·1; .25·1
     ([tensor([0.5000])], [tensor([0.2500])])
     """
     beta1, beta2 = betas
+    out = [torch.empty_like(g) for g in gradients] if out is None else out
     if memory == "gradient":
-        return gradients
+        return _written("mul", gradients, times, out=out)
     mean = slots["mean"]
     if memory == "lion":
-        u = list(torch._foreach_lerp(mean, gradients, 1 - beta1))
+        _written("lerp", mean, gradients, 1 - beta1, out=out)
+        if times != 1:
+            torch._foreach_mul_(out, times)
         torch._foreach_lerp_(mean, gradients, 1 - beta2)
-        return u
+        return out
     torch._foreach_lerp_(mean, gradients, 1 - beta1)
     if memory == "ema":
-        return mean
+        return _written("mul", mean, times, out=out)
     square = slots["square"]
     torch._foreach_mul_(square, beta2)
     torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
-    # m̂/(√ŝ + ε) with both bias corrections in the denominator: b₁·(√s/√b₂ + ε), bᵢ = 1 − βᵢᵗ
-    b1 = [1 - beta1**t for t in steps]
-    size = list(torch._foreach_sqrt(square))
-    torch._foreach_mul_(size, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
-    torch._foreach_add_(size, [b * eps for b in b1])
-    torch._foreach_reciprocal_(size)
-    torch._foreach_mul_(size, mean)
-    return size
+    # m̂/(√ŝ + ε) with both bias corrections and ``times`` in the denominator: (b₁/times)·(√s/√b₂ + ε), bᵢ = 1 − βᵢᵗ
+    b1 = [(1 - beta1**t) / times for t in steps]
+    _written("sqrt", square, out=out)
+    torch._foreach_mul_(out, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
+    torch._foreach_add_(out, [b * eps for b in b1])
+    if _on_cpu(out):
+        for m, size in zip(mean, out, strict=True):
+            torch.div(m, size, out=size)
+    else:
+        torch._foreach_reciprocal_(out)
+        torch._foreach_mul_(out, mean)
+    return out
 
 
-def direction(
-    phi: str | Callable[[Tensor], Tensor], signals: Tensors, scale: float = SCALE, *, overwrite: bool = False
-) -> Tensors:
-    """d = Φ(u) of every parameter, new tensors, or in the place of ``signals`` where these may be overwritten.
+def factor(phi: str, scale: float = SCALE) -> float:
+    """What u is multiplied with before Φ is :func:`bend`: −2/scale for tanh, −1."""
+    return -2 / scale if phi == "tanh" else -1.0
 
-    A callable is applied to each u and must return d, the minus sign included.
 
-    Raises ValueError where a callable returns another shape, dtype or device, TypeError where it returns no tensor.
+def bend(phi: str, signals: Tensors) -> None:
+    """Φ in place, of signals that have been multiplied with its :func:`factor`.
 
-    >>> direction("tanh", [torch.tensor([0.5])], scale=0.5)
+    >>> d = [torch.tensor([0.5]) * factor("tanh", scale=0.5)]
+    >>> bend("tanh", d)
+    >>> d
     [tensor([-0.7616])]
     """
-    if callable(phi):
-        targets = [phi(u.clone()) for u in signals]
-        for u, d in zip(signals, targets, strict=True):
-            check_target(u, d)
-        return targets
-    if phi == "normalized":
-        return [-u / _at_least_tiny(norm) for u, norm in zip(signals, torch._foreach_norm(signals), strict=True)]
-    factor = -1 / scale if phi == "tanh" else -1.0
-    if overwrite:
-        d = signals
-        torch._foreach_mul_(d, factor)
-    else:
-        d = list(torch._foreach_mul(signals, factor))
     if phi == "tanh":
-        tanh_(d)
+        tanh_of_half_(signals)
     elif phi == "sign":
-        torch._foreach_sign_(d)
-    return d
+        torch._foreach_sign_(signals)
+    elif phi == "normalized":
+        for d, norm in zip(signals, torch._foreach_norm(signals), strict=True):
+            d.div_(_at_least_tiny(norm))
 
 
-def tanh_(values: Tensors) -> None:
-    """tanh in place, as 1/(1 + 2/e) with e = exp(2x) − 1 where torch's own is slow: single and double precision on the CPU.
+def own_direction(phi: Callable[[Tensor], Tensor], signals: Tensors) -> Tensors:
+    """d = phi(u) of every parameter, the minus sign included, by a function of the user's.
 
-    e is the library's ``expm1``, which keeps the relative accuracy near 0: within 4ε of tanh, relative, everywhere. Beyond
-    |x| = 20 it is ±1 in both types, and e would overflow.
+    Raises ValueError where it returns another shape, dtype or device, TypeError where it returns no tensor.
+    """
+    targets = [phi(u.clone()) for u in signals]
+    for u, d in zip(signals, targets, strict=True):
+        check_target(u, d)
+    return targets
 
-    >>> x = [torch.tensor([-1e-9, 0.5, 1e9], dtype=torch.float64)]
-    >>> tanh_(x)
-    >>> x[0] / torch.tensor([-1e-9, 0.46211715726000975, 1.0], dtype=torch.float64)
+
+def tanh_of_half_(values: Tensors) -> None:
+    """tanh(y/2) in place, as e/(e + 2) with e = exp(y) − 1 where torch's own is slow: single and double precision on the CPU.
+
+    e is the library's ``expm1``, which keeps the relative accuracy near 0: within 4ε of tanh, relative, everywhere. From
+    |y| = 40 on it is ±1 in both types, and e would overflow, or be slow on its way to −1.
+
+    >>> y = [torch.tensor([-2e-9, 1.0, 1e9], dtype=torch.float64)]
+    >>> tanh_of_half_(y)
+    >>> y[0] / torch.tensor([-1e-9, 0.46211715726000975, 1.0], dtype=torch.float64)
     tensor([1., 1., 1.], dtype=torch.float64)
     """
-    if not all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in values):
-        return torch._foreach_tanh_(values)
+    if not (_on_cpu(values) and all(x.dtype in (torch.float32, torch.float64) for x in values)):
+        torch._foreach_mul_(values, 0.5)
+        torch._foreach_tanh_(values)
+        return
     for x in values:  # one tensor after the other: it stays in the cache
-        x.clamp_(-20.0, 20.0).mul_(2.0).expm1_().reciprocal_().mul_(2.0).add_(1.0).reciprocal_()
+        x.clamp_(-40.0, 40.0).expm1_()
+        x.div_(x + 2.0)
 
 
 def check_target(u: Tensor, d) -> None:
@@ -165,3 +178,19 @@ def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
 
 def _at_least_tiny(norm: Tensor) -> Tensor:
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def _on_cpu(tensors: Tensors) -> bool:
+    return all(x.device.type == "cpu" for x in tensors)
+
+
+def _written(operation: str, sources: Tensors, *more: float | Tensors, out: Tensors) -> Tensors:
+    """``out`` ← operation(sources, …), one pass; where launching kernels costs more than a pass, a copy and then in place."""
+    if _on_cpu(out):
+        act = getattr(torch, operation)
+        for i, (x, o) in enumerate(zip(sources, out, strict=True)):
+            act(x, *(a[i] if isinstance(a, list) else a for a in more), out=o)
+    else:
+        torch._foreach_copy_(out, sources)
+        getattr(torch, f"_foreach_{operation}_")(out, *more)
+    return out

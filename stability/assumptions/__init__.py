@@ -1,4 +1,4 @@
-"""What theorem 3 takes for granted, as objects: one verdict per assumption, and the report on all of them for one run."""
+"""What theorem 3 and the other systems take for granted, as objects: one verdict each, and the report on all for one run."""
 
 from nt_kernel.house import lazy_names
 
@@ -12,6 +12,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CATALOGUE": "stability.assumptions.catalogue",
         "CONTROLS": "stability.assumptions.controls",
         "ConstantMoved": "stability.assumptions.failures",
+        "SYSTEMS": "stability.assumptions.catalogue",
+        "SYSTEM_CONTROLS": "stability.assumptions.system_controls",
+        "movement_assumptions": "stability.assumptions.systems",
+        "naim_assumptions": "stability.assumptions.systems",
         "NULL_SHARE": "stability.assumptions.catalogue",
         "Seen": "stability.assumptions.own",
         "Spec": "stability.assumptions.catalogue",

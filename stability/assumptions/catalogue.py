@@ -67,9 +67,28 @@ _SPECS = (
          "The dtype can tell λ_min(H) from 0 along the whole run.", ROUNDING_SHARE),
 )  # fmt: skip
 
+_OF_SYSTEMS = (
+    Spec("strict_descent", "strict descent", "½ − a − 2a²q², a = lr·L, q = (1 − η)/η", "arXiv 2601.22284", 0.0, False,
+         "The Lyapunov function of parameters and velocity falls at every step with d = −∇h."),
+    Spec("residual_recursion", "residual recursion", "sup‖z⁺ − (1 − η)(z − Δd)‖ / max(‖v⁺‖, ‖d⁺‖)", "arXiv 2601.22284",
+         NEGLIGIBLE, True, "The velocity is lifted by the η that is claimed towards the target that is claimed.", NEGLIGIBLE),
+    Spec("dissipation", "dissipation", "r of V⁺ ≤ (1 − r)V + c₃‖Δd‖²", "arXiv 2601.22284, theorem 3.1", 0.0, False,
+         "V falls where the target stands still: the steady state is bounded by what moves the target."),
+    Spec("convex_energy", "convex energy", "min λ_min(∇²E) over the run's points", "arXiv 2605.27779", 0.0, False,
+         "The energy is as convex as it claims wherever the run asks it."),
+    Spec("inexactness", "inexactness reached", "max_k ‖u^{k+1} − P(u^k)‖", "arXiv 2605.27779", 0.0, True,
+         "Every outer step ends within δ of its proximal point."),
+    Spec("local_nondegeneracy", "local non-degeneracy", "min_k σ_min(J(θ^k))", "arXiv 2605.27779", 0.0, False,
+         "J keeps half of its smallest singular value along the run: the network can go where the steps lead."),
+    Spec("interior_localisation", "interior localisation", "max_k ‖θ^k − θ⁰‖, and 2·path/σ₀", "arXiv 2605.27779", 0.0,
+         True, "The iterates stay inside the ball where σ_min is at least half its start, and so does the path they need."),
+)  # fmt: skip
+
 CATALOGUE: dict[str, Spec] = {spec.key: spec for spec in _SPECS}
-"""Every assumption that is checked, by key, in the order of reports."""
-KEY_OF: dict[str, str] = {spec.name: spec.key for spec in _SPECS}
+"""Every assumption of theorem 3 that is checked, by key, in the order of reports."""
+SYSTEMS: dict[str, Spec] = {spec.key: spec for spec in _OF_SYSTEMS}
+"""Those of the optimizers with a velocity and of movements."""
+KEY_OF: dict[str, str] = {spec.name: spec.key for spec in (*_SPECS, *_OF_SYSTEMS)}
 
 
 def known_key(key: str) -> str:
@@ -78,11 +97,11 @@ def known_key(key: str) -> str:
     >>> known_key("G ⪰ μI")
     'metric_floor'
     """
-    if key in CATALOGUE:
+    if key in CATALOGUE or key in SYSTEMS:
         return key
     if key in KEY_OF:
         return KEY_OF[key]
-    raise ValueError(unknown_name("assumption", key, CATALOGUE))
+    raise ValueError(unknown_name("assumption", key, [*CATALOGUE, *SYSTEMS]))
 
 
 def known_keys(keys: Iterable[str], what: str) -> tuple[str, ...]:
@@ -103,6 +122,8 @@ def limits_of(changed: Mapping[str, float] | None) -> dict[str, float]:
     limits = {key: spec.limit for key, spec in CATALOGUE.items()}
     for name, value in (changed or {}).items():
         key = known_key(name)
+        if key in SYSTEMS:
+            raise ValueError(f"{key} is no assumption of theorem 3; its limits are arguments of its own function")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"the limit of {key} must be a finite number >= 0, got {value!r}")
         if key == "step_limit" and not 0 < value <= 2:

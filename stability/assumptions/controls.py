@@ -4,13 +4,14 @@
 deterministic: together they take a few seconds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from stability.assumptions.check import check_assumptions
+from stability.assumptions.report import AssumptionReport
 from stability.assumptions.verdict import Assumption
 from stability.replacement import Replacement
 
@@ -25,17 +26,18 @@ class Control:
     knob: str
     violating: object
     inside: object
-    build: Callable[[object], tuple[tuple, dict]]  # knob's value → arguments and options of check_assumptions
+    build: Callable[[object], tuple[tuple, dict]]  # knob's value → arguments and options of ``measure``
+    measure: Callable[..., AssumptionReport] = check_assumptions
 
     def verdict(self, value) -> Assumption:
         """The verdict on ``key`` with the knob at ``value``."""
         arguments, options = self.build(value)
-        return check_assumptions(*arguments, **options)[self.key]
+        return self.measure(*arguments, **options)[self.key]
 
 
-def run_controls() -> Iterator[tuple[Control, Assumption, Assumption]]:
-    """Every control with its verdicts, violating first."""
-    for control in CONTROLS:
+def run_controls(controls: Iterable["Control"] | None = None) -> Iterator[tuple[Control, Assumption, Assumption]]:
+    """Every control (``CONTROLS`` where none are given) with its verdicts, violating first."""
+    for control in CONTROLS if controls is None else controls:
         yield control, control.verdict(control.violating), control.verdict(control.inside)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from stability.assumptions.activations import smooth_activations
-from stability.assumptions.catalogue import CATALOGUE, FLOW_DEFECT, NEGLIGIBLE, NULL_SHARE, ROUNDING_SHARE
+from stability.assumptions.catalogue import CATALOGUE, FLOW_DEFECT, NEGLIGIBLE, NULL_SHARE, ROUNDING_SHARE, SYSTEMS
 from stability.assumptions.verdict import Assumption
 from stability.losses import Loss, resolve_loss
 
@@ -23,7 +23,7 @@ def verdict_on(
 
     Without ``margin`` it is the distance to the threshold, positive on the good side.
     """
-    spec = CATALOGUE[key]
+    spec = CATALOGUE[key] if key in CATALOGUE else SYSTEMS[key]
     if margin is None:
         margin = threshold - value if spec.below else value - threshold
     return Assumption(

@@ -37,6 +37,7 @@ def autoencoder(
 
     from optim import index_stream
     from studies.data.models import fully_connected
+    from studies.experiments.training import named_loss, training
 
     first, second, order = np.random.SeedSequence([seed, 1]).spawn(3)
     place = {"dtype": str(images.dtype).removeprefix("torch."), "device": str(images.device)}
@@ -44,10 +45,9 @@ def autoencoder(
     decoder = fully_connected([latent, 48, images.shape[1]], "tanh", second, **place)
     whole = nn.Sequential(encoder, decoder)
     opt = torch.optim.Adam(whole.parameters(), 3e-3)
-    for rows in index_stream(len(images), min(64, len(images)), order, steps=steps):
-        opt.zero_grad()
-        (0.5 * (whole(images[rows]) - images[rows]).square().sum(1).mean()).backward()
-        opt.step()
+    batches = index_stream(len(images), min(64, len(images)), order, steps=steps)
+    for _ in training(whole, opt, named_loss("squared"), images, images, batches):
+        pass
     with torch.no_grad():
         raw = encoder(images)
     about = torch.stack([raw.mean(0), raw.std(0)])

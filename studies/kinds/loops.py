@@ -14,7 +14,7 @@ from studies.definition.fields import IMPORTABLE, Count
 from studies.definition.kinds import Kind, TableSpec
 from studies.definition.points import Point
 from studies.definition.training import Rate, TrainingStudy
-from studies.kinds.optimizers import check_name
+from studies.experiments.optimizers import check_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,8 @@ def run_point(study: LoopStudy, point: Point) -> "dict[str, pd.DataFrame]":
 def check(study: LoopStudy) -> None:
     """Data, model, and every optimizer of the grid made once: a wrong argument is an error now, not after an hour."""
     from studies.data.subsets import check_data
-    from studies.kinds.loops_run import optimizer_of, own_loss
+    from studies.experiments.training import named_loss
+    from studies.kinds.loops_run import optimizer_of
 
     check_data(study)
     seen = set()
@@ -77,7 +78,7 @@ def check(study: LoopStudy) -> None:
         settings = str([(name, value) for name, value in point.values if name not in ("n", "width", "seed")])
         if settings not in seen:
             seen.add(settings)
-            own_loss(at.loss)
+            named_loss(at.loss)
             optimizer_of(at, point.mass)
 
 

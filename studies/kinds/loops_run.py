@@ -1,9 +1,8 @@
 """One point of ``kind = "loops"``: the run on S and its twins as ordinary loops over one stream of mini-batches."""
 
 import copy
-import importlib
-import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 
 from nt_kernel.errors import NumericalError
 from optim import index_stream
-from stability import Loss, RunRecord, certify, record, resolve_loss
+from stability import Loss, RunRecord, certify, record
 from studies.data.subsets import Draw, draw
 from studies.definition.points import Point
+from studies.experiments.optimizers import make_optimizer
+from studies.experiments.training import named_loss, training, twin_data
 from studies.kinds.loops import LoopStudy
-from studies.kinds.optimizers import make_optimizer
 from studies.kinds.own_metric import own_metric
 
 BATCHES = 5  # spawn key of the stream of mini-batches; data, initialisation, replacements and noise have 0 to 3
@@ -33,29 +33,20 @@ class Trace:
     record: RunRecord | None
 
 
-def own_loss(name: str) -> Loss:
-    """The study's loss: one of stability's by name, or the user's function."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return resolve_loss(name)
-    try:
-        return resolve_loss(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss = {name} cannot be imported: {error}") from error
-
-
 def optimizer_of(study: LoopStudy, mass: float, model: nn.Module | None = None) -> torch.optim.Optimizer:
     """The study's optimizer, of a small model where none is given: made to see whether it can be."""
     model = nn.Linear(2, 2) if model is None else model
     shared = {key: value for key in ("momentum", "weight_decay") if (value := getattr(study, key))}
     metric = {"mass": mass, "output_metric": own_metric(study.output_metric), "scale": study.scale}
-    return make_optimizer(study.optimizer, study.optimizers, model, lr=study.lr, shared=shared, metric=metric)
+    return make_optimizer(
+        study.optimizer, model, lr=study.lr, tables=study.optimizers, shared=shared, ours={"Woodbury": metric}
+    )
 
 
 def run(study: LoopStudy, point: Point) -> dict[str, pd.DataFrame]:
     """Train S, its twins and the null twin; tables summary (a row per pair) and trajectories (a row per pair and step)."""
     at = study.at(point)
-    drawn, loss = draw(at, point), own_loss(at.loss)
+    drawn, loss = draw(at, point), named_loss(at.loss)
     p = drawn.targets.shape[1]
     targets, new = loss.encoded(drawn.targets, p), loss.encoded(drawn.replacement_targets, p)
     look = torch.cat([drawn.x, drawn.replacement_x, drawn.held_out])
@@ -66,9 +57,7 @@ def run(study: LoopStudy, point: Point) -> dict[str, pd.DataFrame]:
     key = study.columns(point)
     summary, trajectories = [], []
     for j, k in enumerate(drawn.replaced):
-        x, a = drawn.x.clone(), targets.clone()
-        x[k], a[k] = drawn.replacement_x[j], new[j]
-        twin = train(drawn.model, x, a, keep=at.enclosures)
+        twin = train(drawn.model, *twin_data(drawn, j, targets, new), keep=at.enclosures)
         pair = key | {"replaced": k, "replacement": drawn.replacement_rows[j]}
         numbers, series = _compare(on_S, twin, null, drawn, targets, new[j], j, loss)
         enclosed = _enclosed(on_S, twin, k, len(drawn.x) * p) if at.enclosures else {}
@@ -90,42 +79,14 @@ def _trainer(at: LoopStudy, point: Point, look: Tensor, loss: Loss) -> Callable[
     def train(start: nn.Module, x: Tensor, a: Tensor, *, keep: bool) -> Trace:
         model = copy.deepcopy(start)
         optimizer = optimizer_of(at, point.mass, model)
-        needs_closure = (
-            inspect.signature(type(optimizer).step).parameters.get("closure", inspect.Parameter).default
-            is inspect.Parameter.empty
-        )
-        outputs = [_look(model, look)]
-
-        def backward(rows: Tensor | slice) -> Tensor:
-            optimizer.zero_grad()
-            risk = loss.value(model(x[rows]), a[rows]).mean()
-            risk.backward()
-            return risk
-
-        def loop(watched: RunRecord | None) -> None:
-            batches = (
-                index_stream(n, at.batch, stream, steps=at.steps)
-                if at.batch and at.batch < n
-                else [slice(None)] * at.steps
-            )
-            for step, rows in enumerate(batches):
-                if needs_closure:
-                    optimizer.step(lambda rows=rows: backward(rows))
-                else:
-                    backward(rows)
-                    optimizer.step()
+        some = at.batch and at.batch < n
+        batches = index_stream(n, at.batch, stream, steps=at.steps) if some else [slice(None)] * at.steps
+        outputs = []
+        with record(model, x, optimizer, targets=a, loss=loss) if keep else nullcontext() as watched:
+            for step in training(model, optimizer, loss, x, a, batches):
                 outputs.append(_look(model, look))
                 if not torch.isfinite(outputs[-1]).all():
-                    raise NumericalError(
-                        f"{at.optimizer} diverged: outputs are no finite numbers after step {step + 1}"
-                    )
-
-        if keep:
-            with record(model, x, optimizer, targets=a, loss=loss) as watched:
-                loop(watched)
-        else:
-            watched = None
-            loop(None)
+                    raise NumericalError(f"{at.optimizer} diverged: outputs are no finite numbers after step {step}")
         flat = torch.cat([value.detach().flatten() for value in model.parameters()])
         return Trace(torch.stack(outputs), flat, watched)
 

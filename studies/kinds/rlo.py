@@ -1,31 +1,41 @@
 """Any optimizer on one data set with its twins: where the loss settles, how thick the residual is, how far twins diverge."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from studies.definition.fields import Count, Positive, Table
 from studies.definition.kinds import Kind, Section, TableSpec
 from studies.definition.points import Point
 from studies.definition.training import TrainingStudy
+from studies.experiments.optimizers import check_name
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+    from torch import nn
 
 Nonnegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Rule(Table):
-    """``name`` and, for the RLO family, η, Ψ (``memory``), Φ (``direction``), the scale of tanh, global normalisation."""
+    """``name``: rlo, rlo-lambda (η = 1), rlo-lifted, lion, woodbury, momentum, torch.optim's, or package.module:Class; for the
+    RLO family η, Ψ (``memory``), Φ (``direction``), the scale of tanh, global normalisation."""
 
-    name: Literal["rlo", "rlo-lambda", "rlo-lifted", "sgd", "momentum", "adam", "adamw", "lion", "woodbury"] = "rlo"
+    name: str = "rlo"
     eta: Annotated[float, Field(gt=0, le=1)] = 0.1
     memory: Literal["gradient", "ema", "lion", "adam"] = "ema"
     direction: Literal["identity", "tanh", "sign", "normalized"] = "tanh"
     scale: Positive = 0.01
     normalize: bool = False
     weight_decay: Nonnegative = 0.0
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_name(name, {})
+        return name
 
 
 class RloStudy(TrainingStudy):
@@ -42,15 +52,36 @@ class RloStudy(TrainingStudy):
     judge: Literal["loss_tail", "loss_final"] = "loss_tail"
 
 
+def optimizer_of(study: RloStudy, mass: float, model: "nn.Module") -> "torch.optim.Optimizer":
+    """The study's optimizer; Woodbury takes the Gauss–Newton matrix of the loss, its steps unchecked (mini-batches)."""
+    from studies.experiments.optimizers import make_optimizer
+
+    rule = study.rule
+    options = rule.model_dump(include={"memory", "direction", "scale", "normalize"})
+    metric = "cross_entropy" if study.loss == "cross_entropy" else "identity"
+    lifted = options | {"eta": rule.eta}
+    return make_optimizer(
+        rule.name,
+        model,
+        lr=study.lr,
+        shared={"weight_decay": rule.weight_decay},
+        ours={
+            "RLO": lifted,
+            "RLOLifted": lifted,
+            "RLOLambda": options,
+            "Woodbury": {"mass": mass, "output_metric": metric, "check_step": False},
+        },
+    )
+
+
 def run_point(study: RloStudy, point: Point) -> dict[str, "pd.DataFrame"]:
     from studies.data.subsets import draw
-    from studies.experiments.optimizers import make_optimizer, twin_tables
+    from studies.experiments.steady_state import twin_tables
 
     at = study.at(point)
-    options: dict[str, Any] = at.rule.model_dump(exclude={"name"}) | {"mass": point.mass}
     tables = twin_tables(
         draw(at, point),
-        lambda model: make_optimizer(model, at.rule.name, at.lr, options, at.loss),
+        lambda model: optimizer_of(at, point.mass, model),
         loss=at.loss,
         batch=at.batch,
         steps=at.steps,

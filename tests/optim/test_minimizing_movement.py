@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nt_kernel.errors import NumericalError
 from optim import ConvexEnergy, FirstOrder, GaussNewton, SquaredEnergy, dirichlet_energy, minimizing_movements
 from optim.movements.result import INEQUALITIES
 from tests.reference import F64
@@ -151,6 +152,19 @@ def test_concavity_met_later_puts_everything_back():
     energy_check = __import__("optim.movements.convexity", fromlist=["check_curvature"])
     energy_check.check_curvature(energy, torch.zeros(N, 1, dtype=F64))
     with pytest.raises(ValueError, match="not convex"):
+        minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_an_energy_that_ends_on_the_way_puts_everything_back():
+    """Finite and convex where the run starts, not a number where its proximal points lead."""
+    model = net(32)
+    with torch.no_grad():
+        for p in model[2].parameters():
+            p.mul_(0.01)
+    before = copy.deepcopy(model.state_dict())
+    energy = ConvexEnergy(lambda u: (0.5 * (u - 2).square() + 0 * (0.5 - u).sqrt()).sum(1), convexity=1.0)
+    with pytest.raises(NumericalError, match=r"proximal point of 'callable' is known to this distance only \("):
         minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
 

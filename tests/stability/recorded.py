@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from optim import RLO, LevenbergMarquardt, SecondMomentMass, Woodbury
+from optim import RLO, LevenbergMarquardt, RLOLambda, RLOLifted, SecondMomentMass, Woodbury
 from stability import record
 
 F64 = torch.float64
@@ -22,6 +22,10 @@ EXACT = {
     "rlo": lambda m, lr: RLO(m.parameters(), lr, eta=0.3, memory="gradient", direction="identity", weight_decay=0.2),
     "rlo-ema": lambda m, lr: RLO(m.parameters(), lr, eta=1.0, memory="ema", direction="identity"),
     "rlo-lion": lambda m, lr: RLO(m.parameters(), lr, eta=1.0, memory="lion", direction="identity"),
+    "rlo-lambda": lambda m, lr: RLOLambda(m.parameters(), lr, memory="gradient", direction="identity"),
+    "rlo-scheduled": lambda m, lr: RLOLifted(
+        m.parameters(), lr, eta=lambda t: 1 / (t + 2), memory="gradient", direction="identity"
+    ),
     "woodbury": lambda m, lr: Woodbury(m, lr, mass=0.3, check_step=False),
     "woodbury-none": lambda m, lr: Woodbury(
         m, lr, mass=2.0, scale="none", weight_decay=0.2, decay="riemannian", check_step=False

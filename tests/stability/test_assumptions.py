@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from stability import Replacement, train_twins
-from stability.assumptions import CATALOGUE, no_kernel_drift, positive_rate, resolved_by_floats, smooth_activations
+from stability.assumptions import (
+    CATALOGUE,
+    SYSTEMS,
+    no_kernel_drift,
+    positive_rate,
+    resolved_by_floats,
+    smooth_activations,
+)
 from stability.assumptions.alone import Alone, determinism, same_bits
 from stability.assumptions.catalogue import FLOW_DEFECT, limits_of
 from stability.assumptions.verdicts import float_sufficiency, gradient_flow_followed, one_metric, step_limit
@@ -113,8 +120,9 @@ def test_a_share_at_its_limit_holds_and_a_rate_or_a_step_at_its_limit_does_not()
 def test_limits_are_those_of_the_page_and_end_where_they_have_to():
     page = (Path(__file__).parents[2] / "docs" / "assumptions.md").read_text(encoding="utf-8")
     said = re.findall(r"^\| `(\w+)` \|.*limit \(([-0-9.e]+)\)", page, re.MULTILINE)
-    assert len(said) == 9
-    assert {key: float(limit) for key, limit in said} == {key: CATALOGUE[key].limit for key, _ in said}
+    known = CATALOGUE | SYSTEMS
+    assert len(said) == 10
+    assert {key: float(limit) for key, limit in said} == {key: known[key].limit for key, _ in said}
     assert limits_of({"step_limit": 2})["step_limit"] == 2
     assert limits_of({"bounded_jacobian": 1})["bounded_jacobian"] == 1
     for key, limit in (("step_limit", math.nextafter(2, 3)), ("bounded_gradients", math.nextafter(1, 0))):

@@ -38,7 +38,7 @@ def test_loops_and_stacked_twins_are_the_same_runs(rule):
         np.testing.assert_allclose(here["trajectories"][name], there["trajectories"][name], rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "nesterov", "rlo", "Adagrad", "LBFGS", "woodbury-momentum"])
+@pytest.mark.parametrize("optimizer", ["adam", "nesterov", "rlo", "lion", "Adagrad", "LBFGS", "woodbury-momentum"])
 def test_what_holds_for_every_optimizer(optimizer):
     tables = rows(f"optimizer={optimizer}", "batch=2" if optimizer != "LBFGS" else "batch=0")
     table = tables["summary"]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from studies import Study
-from studies.definition.config import shipped_studies
-from studies.experiments.optimizers import LOSSES, RULES, accuracy, evaluated, make_optimizer, train, twin_tables
+from studies.definition.config import ConfigError, shipped_studies
 from studies.experiments.resnet import resnet18
+from studies.experiments.steady_state import recorded_run, twin_tables
+from studies.experiments.training import accuracy, evaluated
 from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
-from studies.kinds.rlo import RLO
+from studies.kinds.rlo import RLO, RloStudy, optimizer_of
 from tests.studies.test_movement_kinds import frames_of
 
 F64 = torch.float64
@@ -38,34 +39,58 @@ class Drawn:
 OPTIONS = {"loss": "cross_entropy", "batch": 4, "steps": 30, "every": 5, "seed": 3}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+RULES = ("rlo", "rlo-lambda", "rlo-lifted", "sgd", "momentum", "adam", "adamw", "lion", "woodbury", "NAdam", "LBFGS")
+
+
+def made_by(name, lr, loss="cross_entropy", model=None, **rule):
+    """The optimizer of a study's rule."""
+    study = RloStudy(title="t", question="q", grid={"n": 12}, lr=lr, loss=loss, rule={"name": name, "eta": 0.5, **rule})
+    make = lambda model: optimizer_of(study, 1.0, model)  # noqa: E731
+    return make if model is None else make(model)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_trains(rule, loss):
     drawn = Drawn()
     lr = {"sgd": 0.5, "momentum": 0.1, "woodbury": 0.1}.get(rule, 0.01)
-    rows, seen, _ = train(
+    rows, seen, _ = recorded_run(
         deepcopy(drawn.model),
         (drawn.x, drawn.targets),
         {"train": drawn.x},
-        lambda model: make_optimizer(model, rule, lr, {"eta": 0.5}, loss),
+        made_by(rule, lr, loss),
         **{**OPTIONS, "loss": loss},
     )
     assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 25, 30]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert len(seen) == len(rows)
-    with pytest.raises(ValueError, match=r"unknown rule 'adamm'"):
-        make_optimizer(drawn.model, "adamm", 0.1, {}, loss)
+
+
+def test_a_rule_is_a_class_with_the_arguments_of_the_study():
+    model = Drawn().model
+    group = made_by("lion", 0.1, model=model, direction="tanh", memory="adam", normalize=True).param_groups[0]
+    assert (group["memory"], group["direction"], group["normalize"], group["eta"]) == ("lion", "sign", False, 1.0)
+    group = made_by("rlo-lifted", 0.1, model=model, direction="sign", scale=3.0, weight_decay=0.5).param_groups[0]
+    assert (group["direction"], group["scale"], group["eta"], group["weight_decay"]) == ("sign", 3.0, 0.5, 0.5)
+    assert made_by("momentum", 0.1, model=model).param_groups[0]["momentum"] == 0.9
+    assert made_by("adamw", 0.1, model=model).param_groups[0]["weight_decay"] == 0.0  # the study's, not torch's own
+    made = made_by("woodbury", 0.1, "squared", model)
+    assert (made.param_groups[0]["lr"], made.param_groups[0]["mass"]) == (0.1, 1.0)
+    with pytest.raises(ConfigError, match=r"adamm.*did you mean adam"):
+        Study.from_toml("rlo-twins", ["rule.name=adamm"])
+    with pytest.raises(ValueError, match=r"optimizer Rprop \(Rprop\) does not take .*weight_decay=0\.5"):
+        made_by("Rprop", 0.1, model=model, weight_decay=0.5)
 
 
 def test_the_numbers_of_a_pair_are_their_definitions():
     drawn = Drawn()
-    make = lambda model: make_optimizer(model, "rlo-lifted", 0.02, {"eta": 0.25}, "cross_entropy")  # noqa: E731
+    make = made_by("rlo-lifted", 0.02, eta=0.25)
     tables = twin_tables(drawn, make, level=0.6, **OPTIONS)
     (pair,) = tables["summary"].to_dict("records")
     other_x, other_a = drawn.x.clone(), drawn.targets.clone()
     other_x[1], other_a[1] = drawn.replacement_x[0], drawn.replacement_targets[0]
     runs = [
-        train(deepcopy(drawn.model), data, {"x": drawn.x, "out": drawn.held_out}, make, **OPTIONS)
+        recorded_run(deepcopy(drawn.model), data, {"x": drawn.x, "out": drawn.held_out}, make, **OPTIONS)
         for data in ((drawn.x, drawn.targets), (other_x, other_a))
     ]
     gaps = [(a["x"] - b["x"]).norm(dim=1) for a, b in zip(runs[0][1], runs[1][1], strict=True)]
@@ -88,14 +113,14 @@ def test_the_numbers_of_a_pair_are_their_definitions():
 def test_equal_twins_do_not_diverge():
     drawn = Drawn()
     drawn.replacement_x, drawn.replacement_targets = drawn.x[1:2], drawn.targets[1:2]
-    make = lambda model: make_optimizer(model, "adam", 0.02, {}, "squared")  # noqa: E731
+    make = made_by("adam", 0.02, "squared")
     pair = twin_tables(drawn, make, level=0.1, **{**OPTIONS, "loss": "squared"})["summary"].iloc[0]
     assert pair["sup"] == pair["held_out_sup"] == pair["replaced_sup"] == 0
 
 
 def test_a_run_that_explodes_says_so():
     drawn = Drawn()
-    make = lambda model: make_optimizer(model, "sgd", 1e200, {}, "squared")  # noqa: E731
+    make = made_by("sgd", 1e200, "squared")
     tables = twin_tables(drawn, make, level=0.1, **{**OPTIONS, "loss": "squared"})
     assert tables["summary"]["diverged"].all()
     assert tables["trajectories"]["loss"].iloc[-1] == math.inf
@@ -186,3 +211,24 @@ def test_shipped_studies_are_whole(name):
         assert all(study.kind_object.work(study, point) > 0 for point in study.points()[:3])
         if name != "rlo-cifar10" or quick:
             study.kind_object.check(study)
+
+
+@pytest.mark.parametrize(
+    ("study", "override", "words"),
+    [
+        ("rlo-eta", "rule.eta=1.5", "less than or equal to 1"),
+        ("rlo-eta", "rule.eta=0", "greater than 0"),
+        ("rlo-eta", "grid.rule.eta=[0.1, 2.0]", "less than or equal to 1"),
+        ("rlo-twins", "rule.memory=lions", "did you mean lion"),
+        ("rlo-twins", "rule.direction=tan", "did you mean tanh"),
+        ("rlo-twins", "rule.scale=0", "greater than 0"),
+        ("rlo-twins", "lr=0", "greater than 0"),
+        ("movements", "tau=0", "greater than 0"),
+        ("movements", "tau=-1.0", "greater than 0"),
+        ("movements", "steps=0", "greater than or equal to 1"),
+        ("latent-diffusion", "tau=0", "greater than 0"),
+    ],
+)
+def test_what_no_study_may_ask_for(study, override, words):
+    with pytest.raises(ConfigError, match=words):
+        Study.from_toml(study, [override])

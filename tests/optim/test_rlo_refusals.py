@@ -1,0 +1,149 @@
+"""What RLO refuses, at construction and in a step, and that nothing is then half-done."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from optim.rlo import RLO, RLOLambda, RLOLifted
+from tests.optim.rlo_runs import gap, net, train
+from tests.reference import F64
+
+
+def unit():
+    return nn.Parameter(torch.eye(3, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"eta": 0.0}, ValueError, r"eta must be in \(0, 1\], got 0.0"),
+        ({"eta": 1.5}, ValueError, r"eta must be in \(0, 1\], got 1.5"),
+        ({"eta": float("nan")}, ValueError, r"eta must be in \(0, 1\], got nan"),
+        ({"eta": True}, TypeError, "eta must be a number"),
+        ({"eta": "x"}, TypeError, "eta must be a number"),
+        ({"eta": lambda t: 2.0}, ValueError, "got 2.0 of its schedule at step 0"),
+        ({"lr": -1.0}, ValueError, r"lr must be in \[0, ∞\), got -1.0"),
+        ({"lr": float("inf")}, ValueError, r"lr must be in"),
+        ({"lr": "auto"}, TypeError, "lr must be a number"),
+        ({"scale": 0.0}, ValueError, r"scale must be in \(0, ∞\), got 0.0"),
+        ({"eps": -1e-8}, ValueError, "eps must be in"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must be in"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        ({"betas": 0.9}, TypeError, "betas must be a pair"),
+        ({"memory": "lions"}, ValueError, "unknown memory 'lions'.*did you mean 'lion'"),
+        ({"direction": "tan"}, ValueError, "unknown direction 'tan'.*did you mean 'tanh'"),
+        ({"direction": None}, ValueError, "unknown direction None"),
+        ({"normalize": 1}, TypeError, "normalize must be True or False"),
+        ({"manifold": "shpere"}, ValueError, "unknown manifold 'shpere'.*did you mean 'sphere'"),
+        ({"manifold": 3}, TypeError, "manifold must be one of"),
+        ({"manifold": "sphere", "weight_decay": 0.1}, ValueError, "weight_decay=0.1 on the manifold 'sphere'"),
+    ],
+)
+def test_what_is_refused_by_the_optimizer_and_by_a_group(options, error, text):
+    with pytest.raises(error, match=text):
+        RLO([unit()], **options)
+    opt = RLO([unit()])
+    with pytest.raises(error, match=text):
+        opt.add_param_group({"params": [unit()], **options})
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "manifold", "error", "text"),
+    [
+        (2 * torch.eye(3), "sphere", ValueError, "parameter 0 of the group, .* off the manifold 'sphere' by 1 "),
+        (2 * torch.eye(3), "stiefel", ValueError, "off the manifold 'stiefel' by 3 .*onto"),
+        (torch.full((2, 2), float("nan")), "sphere", ValueError, "by nan"),
+        (torch.ones(3), "stiefel", ValueError, "is a matrix, got the shape"),
+        (torch.ones(()), "sphere", ValueError, "got a number"),
+        (torch.ones(2, dtype=torch.complex64), "euclidean", TypeError, "complex64"),
+    ],
+)
+def test_parameters_that_are_refused(p, manifold, error, text):
+    opt = RLO([unit()])
+    with pytest.raises(error, match=text):
+        opt.add_param_group({"params": [nn.Parameter(p)], "manifold": manifold})
+    assert len(opt.param_groups) == 1
+    with pytest.raises(error, match=text):
+        RLO([nn.Parameter(p)], manifold=manifold)
+
+
+def test_torch_refuses_what_it_always_refuses():
+    with pytest.raises(ValueError, match="empty parameter list"):
+        RLO([])
+    with pytest.raises(TypeError, match="iterable of Tensors"):
+        RLO(torch.ones(2))
+    with pytest.raises(TypeError, match="ordered collections"):
+        RLO([{"params": {unit()}}])
+    p = unit()
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        RLO([{"params": [p]}, {"params": [p]}])
+    assert len(RLO(nn.Linear(2, 2).named_parameters()).param_groups[0]["params"]) == 2
+
+
+def test_lambda_and_lifted_say_which_is_which():
+    with pytest.raises(TypeError, match="RLOLambda has no eta"):
+        RLOLambda([unit()], eta=0.5)
+    with pytest.raises(ValueError, match="RLOLifted needs an eta below 1"):
+        RLOLifted([unit()], eta=1.0)
+
+
+def as_before(opt, model, run):
+    """``run`` raises what the test expects; then nothing of the optimizer or the model has moved."""
+    before, state = copy.deepcopy(model), copy.deepcopy(opt.state_dict()["state"])
+    run()
+    assert gap(model, before) == 0
+    assert str(opt.state_dict()["state"]) == str(state)
+
+
+def test_a_step_that_is_refused_leaves_everything():
+    model = net()
+    opt = RLOLifted([{"params": model[0].parameters()}, {"params": model[2].parameters()}], 0.1)
+    train(model, opt, 2)
+    opt.param_groups[1]["eta"] = 0.0
+
+    def refused():
+        with pytest.raises(ValueError, match=r"eta must be in \(0, 1\], got 0.0"):
+            opt.step()
+
+    as_before(opt, model, refused)
+    fixed = RLOLambda(model.parameters())
+    fixed.param_groups[0]["eta"] = 0.5
+    with pytest.raises(ValueError, match="keeps no velocity; use RLOLifted"):
+        fixed.step()
+
+    table = nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="dense gradients"):
+        RLO(table.parameters()).step()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        (lambda u: u.sum(), ValueError, "shape, dtype and device"),
+        (lambda u: u.float(), ValueError, "float32"),
+        (lambda u: None, TypeError, "NoneType"),
+        (lambda u: u.nonsense, AttributeError, "nonsense"),
+    ],
+)
+def test_a_direction_that_fails_leaves_everything(wrong, error, text):
+    model, broken = net(), []
+    fine = lambda u: -u  # noqa: E731
+    opt = RLOLifted(
+        [
+            {"params": model[0].parameters()},
+            {"params": model[2].parameters(), "direction": lambda u: (wrong if broken else fine)(u)},
+        ],
+        memory="adam",
+    )
+    train(model, opt, 2)
+    broken.append(True)
+
+    def refused():
+        with pytest.raises(error, match=text):
+            opt.step()
+
+    as_before(opt, model, refused)
