@@ -279,8 +279,8 @@ def plain_table(caption: str, frame: pd.DataFrame) -> Table:
 def heading(name: str) -> tuple[str, str]:
     """A column in short and in words; "x ±" is the half width of x's interval.
 
-    >>> heading("measured_heldout"), heading("gap ±")[0], heading("steps_within")
-    (('held-out', 'measured at held-out points'), 'gap ±', ('steps within', 'steps within'))
+    >>> heading("measured_heldout"), heading("gap ±")[0], heading("own_column")
+    (('held-out', 'measured at held-out points'), 'gap ±', ('own column', 'own column'))
     """
     if name.endswith(" ±"):
         short, long = heading(name.removesuffix(" ±"))
