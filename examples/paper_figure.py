@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from studies import load_results
-from studies.figures import COLUMN, draw_bounds_vs_n, draw_divergence, new_figure, save_figure
+from studies.figures import COLUMN, draw_bounds, draw_divergence, new_figure, save_figure
 
 
 def main(results: Path, out: Path) -> list[Path]:
@@ -13,7 +13,7 @@ def main(results: Path, out: Path) -> list[Path]:
     rows, runs = frames.summary.query("mass == @mass"), frames.trajectories.query("mass == @mass and n == @n")
     figure = new_figure(COLUMN, 4.2)
     above, below = figure.subplots(2, 1)
-    draw_bounds_vs_n(above, rows, ("T0", "T3", "T4", "measured_l2")).legend(fontsize=6.5, ncols=2)
+    draw_bounds(above, rows, ("T0", "T3", "T4", "measured_l2")).legend(fontsize=6.5, ncols=2)
     draw_divergence(below, runs, ("T4", "path_l2", "measured_l2")).set_title(f"n = {n}, mass {mass:g}")
     return save_figure(figure, out)
 

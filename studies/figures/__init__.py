@@ -10,7 +10,7 @@ HOME = {
     "style": ["COLUMN", "PAGE", "STYLE", "new_figure", "save_figure", "styled"],
     "lines": ["KINDS", "LINES"],
     "overview": ["Drawing", "draw_figures", "drawings"],
-    "bounds": ["bounds_figure", "draw_bounds_vs_n", "draw_exponents"],
+    "bounds": ["bounds_figure", "draw_bounds", "draw_exponents"],
     "training": ["draw_divergence", "draw_spectrum", "spectrum_figure", "training_figure"],
     "constants": ["constants_figure", "draw_constant"],
     "waterfall": ["draw_waterfall", "waterfall_figure"],

@@ -1,4 +1,4 @@
-"""The constants of the bounds against n: which of them makes T0 grow."""
+"""The constants of the bounds against n, or the mass: which of them makes T0 grow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.bounds import masses_of
+from studies.figures.grid import columns_of
 from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
 from studies.findings.applicable import stated
+from studies.findings.exponents import compared
 from studies.findings.numbers import ratio
+from studies.findings.written import axis_words, setting, settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,24 +32,25 @@ DASHES = {"-": "", "--": (4, 2), "-.": (5, 1.5, 1.2, 1.5)}
 
 
 @styled
-def draw_constant(ax: Axes, summary: pd.DataFrame, column: str) -> Axes:
-    """One constant against n, a line per mass: median over the pairs, bars from the smallest to the largest.
+def draw_constant(ax: Axes, summary: pd.DataFrame, column: str, *, along: str = "n") -> Axes:
+    """One constant against n, a line per mass: median over the pairs, bars from the smallest to the largest. ``along``
+    "mass": against the mass, a line per n.
 
     Zeros and infinities have no place on a log axis; where a pair has one, its (n, mass) is not drawn and the panel
     says so.
     """
     from seaborn import lineplot
 
-    masses = masses_of(summary)
-    names = [f"mass {mass:g}" for mass in masses]
-    styles = {name: series_style(position, len(masses)) for position, name in enumerate(names)}
+    by, values = lines_of(summary, along)
+    names = [setting(by, value) for value in values]
+    styles = {name: series_style(position, len(values)) for position, name in enumerate(names)}
     usable = np.isfinite(summary[column]) & (summary[column] > 0)
-    whole = usable.groupby([summary["n"], summary["mass"]]).transform("all").astype(bool)
-    left_out = sorted(int(n) for n in summary.loc[~whole, "n"].unique())
-    shown = summary[whole].assign(name=summary["mass"].map(dict(zip(masses, names, strict=True))))
+    whole = usable.groupby([summary[along], summary[by]]).transform("all").astype(bool)
+    left_out = sorted(summary.loc[~whole, along].unique())
+    shown = summary[whole].assign(name=summary[by].map(dict(zip(values, names, strict=True))))
     if len(shown):
         lineplot(
-            shown, x="n", y=column, hue="name", style="name", hue_order=names, style_order=names, ax=ax,
+            shown, x=along, y=column, hue="name", style="name", hue_order=names, style_order=names, ax=ax,
             estimator="median", errorbar=("pi", 100), err_style="bars", err_kws={"elinewidth": 0.9},
             palette={name: style["color"] for name, style in styles.items()},
             markers={name: style["marker"] for name, style in styles.items()},
@@ -58,35 +62,43 @@ def draw_constant(ax: Axes, summary: pd.DataFrame, column: str) -> Axes:
         centre = np.sqrt(low * high)
         low, high = centre / np.sqrt(10), centre * np.sqrt(10)
     log_y(ax, low, high)
-    n_axis(ax, sorted(summary["n"].unique()))
+    n_axis(ax, sorted(summary[along].unique()), axis_words(along))
     ax.set_ylabel(CONSTANTS.get(column, column))
     if not stated(summary, [column]):
         ax.text(
             0.5, 0.5, "not applicable:\nthe loss is not quadratic", transform=ax.transAxes, ha="center", style="italic"
         )
     elif left_out:
-        ax.set_xlabel(f"{ax.get_xlabel()}\nnot drawn at n = {', '.join(map(str, left_out))} (ξ = 0)")
+        ax.set_xlabel(f"{ax.get_xlabel()}\nnot drawn at {settings(along, left_out)} (ξ = 0)")
     return ax
 
 
 @styled
-def constants_figure(summary: pd.DataFrame) -> Figure:
-    """ξ, λ_max, h, κ, L, measured along the runs, and T0 over its trivial level, against n, a line per mass."""
+def constants_figure(summary: pd.DataFrame, *, along: str | None = None) -> Figure:
+    """ξ, λ_max, h, κ, L, measured along the runs, and T0 over its trivial level, against n, a line per mass; against the mass
+    where the study has one n (:func:`studies.findings.exponents.compared`), or against ``along``."""
     from matplotlib.lines import Line2D
 
+    along = compared(summary) if along is None else along
     summary = summary.assign(T0_over_floor=ratio(summary, "T0", "vacuity_floor"))
     figure = new_figure(PAGE, 4.9)
     axes = figure.subplots(2, 3)
     for ax, column in zip(axes.ravel(), CONSTANTS, strict=True):
-        draw_constant(ax, summary, column)
+        draw_constant(ax, summary, column, along=along)
         ax.set_title(ax.get_ylabel(), fontsize=7.5)
         ax.set_ylabel("")
-    masses = masses_of(summary)
+    by, values = lines_of(summary, along)
+    labels = [f"measured, {setting(by, value)}" for value in values]
     figure.legend(
-        [Line2D([], [], **series_style(position, len(masses))) for position in range(len(masses))],
-        [f"measured, mass {mass:g}" for mass in masses],
+        [Line2D([], [], **series_style(position, len(values))) for position in range(len(values))],
+        labels,
         loc="outside lower center",
-        ncols=max(len(masses), 1),
+        ncols=columns_of(labels),
         handlelength=3.2,
     )
     return figure
+
+
+def lines_of(summary: pd.DataFrame, along: str) -> tuple[str, list[float]]:
+    """What the lines of a panel stand for, and its values: masses, from heavy to light, or n where the axis is the mass."""
+    return ("n", sorted(summary["n"].unique())) if along == "mass" else ("mass", masses_of(summary))

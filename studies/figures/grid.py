@@ -21,6 +21,7 @@ from studies.figures.style import (
     whole_steps,
     width_for,
 )
+from studies.findings.exponents import LEAST
 from studies.findings.grid import varied
 from studies.findings.written import axis_words, setting
 
@@ -102,8 +103,6 @@ def draw_over_axis(ax: Axes, frame: pd.DataFrame, axis: str, column: str, by: st
         ax.errorbar(x, found["median"], yerr=spread, elinewidth=0.9, capsize=2, label=label, **style)
     if numeric:
         n_axis(ax, [float(value) for value in values])
-        if len(values) > 6:
-            ax.tick_params(axis="x", labelrotation=60)
     else:
         words = [written(value) for value in values]
         slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, words)) > 5 else {}
@@ -223,8 +222,16 @@ def loop_sections(frames: Frames) -> list[Section]:
     return found
 
 
+def alone_with_mass(frames: Frames, axis: str) -> bool:
+    """Can bounds be drawn against this axis: three numbers at least, above 0, and beside it nothing but the mass varied?"""
+    values = list(frames.summary[axis].unique())
+    return set(varied(frames)) <= {axis, "mass"} and len(values) >= LEAST and is_numeric(values) and min(values) > 0
+
+
 def twin_sections(frames: Frames) -> list[Section]:
     """Along the axes of ``kind = "twins"`` that its page of bounds does not compare: the width and keys of the study."""
+    from studies.figures.bounds import bounds_figure, bounds_words
+
     summary = frames.summary
     axes = [name for name in varied(frames) if name not in ("n", "mass")]
     if not axes:
@@ -235,26 +242,38 @@ def twin_sections(frames: Frames) -> list[Section]:
         T5_path=summary["T5"] / summary["path_sup"],
         T3_over=summary["T3"] / summary["measured_l2"] if "T3" in summary else np.nan,
     )
-    return [
-        Section(
-            f"across-{axis.rpartition('.')[2]}",
-            f"Divergence of the twins against {axis_words(axis)}",
-            bars
-            + "Supremum over training, at the replaced sample, at the worst other training sample and at the worst "
-            "held-out point. Look at whether the three panels move together, and whether the bars of neighbouring "
-            "values are apart.",
-            lambda axis=axis: over_axis_figure(rows, axis, PLACES, by if by != axis else None, DIVERGENCE),
-        )
-        for axis in axes
-    ] + [
-        Section(
-            f"constants-{axis.rpartition('.')[2]}",
-            f"What the theorem rests on, against {axis_words(axis)}",
-            bars
-            + "ξ is the rate of the theorem; the kernel drift is what its proof drops, as a share of the disturbance that "
-            "it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 over measured stays. "
-            "ξ = 0 has no place on a log axis.",
-            lambda axis=axis: over_axis_figure(rows, axis, CONSTANTS, by if by != axis else None),
-        )
-        for axis in axes
-    ]
+    return (
+        [
+            Section(
+                f"across-{axis.rpartition('.')[2]}",
+                f"Divergence of the twins against {axis_words(axis)}",
+                bars
+                + "Supremum over training, at the replaced sample, at the worst other training sample and at the worst "
+                "held-out point. Look at whether the three panels move together, and whether the bars of neighbouring "
+                "values are apart.",
+                lambda axis=axis: over_axis_figure(rows, axis, PLACES, by if by != axis else None, DIVERGENCE),
+            )
+            for axis in axes
+        ]
+        + [
+            Section(
+                f"bounds-{axis.rpartition('.')[2]}",
+                f"Bounds and measurement against {axis_words(axis)}",
+                bounds_words(summary, axis),
+                lambda axis=axis: bounds_figure(summary, along=axis),
+            )
+            for axis in axes
+            if alone_with_mass(frames, axis)
+        ]
+        + [
+            Section(
+                f"constants-{axis.rpartition('.')[2]}",
+                f"What the theorem rests on, against {axis_words(axis)}",
+                bars + "ξ is the rate of the theorem; the kernel drift is what its proof drops, as a share of the "
+                "disturbance that it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 over "
+                "measured stays. ξ = 0 has no place on a log axis.",
+                lambda axis=axis: over_axis_figure(rows, axis, CONSTANTS, by if by != axis else None),
+            )
+            for axis in axes
+        ]
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studies.figures.bounds import bounds_figure, draw_bounds_vs_n, draw_exponents
+from studies.figures.bounds import bounds_figure, bounds_words, draw_bounds, draw_exponents
 from studies.figures.confinement import (
     NO_BOUND,
     confinement_figure,
@@ -27,7 +27,8 @@ from studies.figures.training import draw_divergence, draw_spectrum, spectrum_fi
 from studies.figures.waterfall import draw_waterfall, waterfall_figure
 from studies.figures.wording import plural
 from studies.findings.confinement import equal_loss
-from studies.findings.written import number
+from studies.findings.exponents import compared
+from studies.findings.written import number, short_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ __all__ = [
     "bounds_figure",
     "confinement_figure",
     "constants_figure",
-    "draw_bounds_vs_n",
+    "draw_bounds",
     "draw_constant",
     "draw_divergence",
     "draw_exponents",
@@ -77,20 +78,12 @@ class Drawing:
 def drawings(frames: Frames) -> list[Drawing]:
     """What can be drawn from the frames of one width. Figures whose table is not there are left out."""
     summary, n = frames.summary, int(frames.summary["n"].max())
+    along = compared(summary)
     found = [
         Drawing(
             "bounds",
-            "Bounds and measurement against n",
-            "Medians over the twin pairs; the grey band runs from the smallest to the largest measured pair. Top "
-            "row: bounds on all training outputs together, the norm ‖e‖ of the stacked differences. Middle row: "
-            "bounds on the worst single sample; T0 is stated for it, but lies so far above that its value is written "
-            "over the panel. A bound above the dotted trivial level says less than the triangle inequality "
-            "does. T4, T5 and the path length need the trained twin. Bounds that are infinite (ξ = 0) are not "
-            "drawn, and the panel says where. Bottom row: exponents b of q ~ n^b with 95 % intervals (bootstrap "
-            f"over {plural(summary['seed'].nunique(), 'seed')}, each with all its replaced samples). Dotted lines: −½ "
-            "is what T0 has where ξ does not depend on n; −1 belongs to contraction of the parameters (Kozachkov, "
-            "Wensing & Slotine, arXiv 2201.06656); 0 is no dependence on n. "
-            "Look at whether the bounds rise where the measurement falls or stays.",
+            f"Bounds and measurement against {short_words(along)}",
+            bounds_words(summary, along),
             lambda: bounds_figure(summary),
         )
     ]
@@ -112,7 +105,8 @@ def drawings(frames: Frames) -> list[Drawing]:
             "constants",
             "The constants of the bounds",
             "All measured along the runs; median over the twin pairs, bars from the smallest to the largest. T0 = "
-            "2κ²L/(ξμ√n), μ the mass: look for the constant that moves with n. With λ_max(H) fixed, a falling ξ is a "
+            f"2κ²L/(ξμ√n), μ the mass: look for the constant that moves with {'the mass' if along == 'mass' else 'n'}. "
+            "With λ_max(H) fixed, a falling ξ is a "
             "worsening condition number of the kernel. The last panel is what comes of it: T0 over 2L√n, which no "
             "divergence can exceed. Each panel spans a decade at least.",
             lambda: constants_figure(summary),

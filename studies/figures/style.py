@@ -162,6 +162,8 @@ def n_axis(ax: Axes, values: Sequence[float], label: str = "training samples n",
     """Logarithmic axis with the values of the study as its only ticks."""
     ax.set_xscale("log")
     only_ticks(ax.xaxis, values)
+    if len(values) > 6:
+        ax.tick_params(axis="x", labelrotation=60)
     ax.set_xlim(min(values) / margin, max(values) * margin)
     ax.set_xlabel(label)
 

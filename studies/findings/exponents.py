@@ -1,4 +1,4 @@
-"""Exponents of power laws in n, with confidence intervals that respect how a study draws its samples.
+"""Exponents of power laws, in n or another axis of numbers, with intervals that respect how a study draws its samples.
 
 Model: log q = a + b·log n, ordinary least squares over all series (one series = one twin pair followed over n).
 The seeds are the independent draws (data, initialisation, replacements); the replaced samples of one seed share them,
@@ -15,21 +15,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studies.findings.written import plural_of, settings, short_words
+
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_N = 3
+LEAST = 3
 """A line through two points has no residual: below this no exponent is stated."""
+
+
+def compared(summary: pd.DataFrame) -> str:
+    """What bounds and exponents run along: n, or the mass where a study has one n and several masses.
+
+    >>> import pandas as pd
+    >>> compared(pd.DataFrame({"n": [6, 12], "mass": [1.0, 0.1]})), compared(pd.DataFrame({"n": [6, 6], "mass": [1.0, 0.1]}))
+    ('n', 'mass')
+    """
+    return "mass" if summary["n"].nunique() == 1 and summary["mass"].nunique() > 1 else "n"
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """Slope of log q against log n. `slope` is nan where nothing was fitted and `note` says why."""
+    """Slope of log q against log n, or of another axis. `slope` is nan where nothing was fitted and `note` says why."""
 
     slope: float
     low: float
     high: float
-    n_values: tuple[int, ...]
+    values: tuple[float, ...]
     clusters: int
     note: str = ""
 
@@ -72,9 +84,9 @@ def slopes(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, weights: np.ndarra
 
 
 def fit_exponent(
-    frame: pd.DataFrame, column: str, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+    frame: pd.DataFrame, column: str, *, along: str = "n", level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Exponent:
-    """Exponent b of `column` ~ n^b in the rows of one width and one mass.
+    """Exponent b of `column` ~ n^b in the rows of one width and one mass; ``along`` names another axis than n.
 
     Pairs that are 0 at every n (a replacement equal to the original) have no logarithm and are left out. Of the rest
     only those n count at which the column is finite and positive in every row: to drop just the rows where a bound is
@@ -93,8 +105,9 @@ def fit_exponent(
 
     if not 0 < level < 1:
         raise ValueError(f"level={level} is no confidence level; expected a number between 0 and 1, such as 0.95")
-    if column not in frame.columns:
-        raise ValueError(f"no column {column!r} to fit; the frame has {', '.join(map(str, frame.columns))}")
+    for name in (column, along):
+        if name not in frame.columns:
+            raise ValueError(f"no column {name!r} to fit; the frame has {', '.join(map(str, frame.columns))}")
 
     still = (
         (frame[column] == 0)
@@ -103,30 +116,32 @@ def fit_exponent(
         .astype(bool)
     )
     rows = frame[~still]
-    usable = (np.isfinite(rows[column]) & (rows[column] > 0)).groupby(rows["n"]).all().astype(bool)
-    left_out = [int(n) for n in usable.index[~usable]]
-    rows = rows[rows["n"].isin(usable.index[usable])]
-    n_values = tuple(sorted(int(n) for n in rows["n"].unique()))
+    usable = (np.isfinite(rows[column]) & (rows[column] > 0)).groupby(rows[along]).all().astype(bool)
+    left_out = list(usable.index[~usable])
+    rows = rows[rows[along].isin(usable.index[usable])]
+    values = tuple(sorted(rows[along].unique().tolist()))
     notes = []
     if left_out:
-        notes.append(f"0 or infinite in some pair at n = {', '.join(map(str, left_out))}")
+        notes.append(f"0 or infinite in some pair at {settings(along, left_out)}")
     if still.any():
-        notes.append("pairs that are 0 at every n left out")
-    if len(n_values) < LEAST_N:
-        return Exponent(np.nan, np.nan, np.nan, n_values, 0, "; ".join(["needs at least three n", *notes]))
+        notes.append(f"pairs that are 0 at every {short_words(along)} left out")
+    if len(values) < LEAST:
+        return Exponent(
+            np.nan, np.nan, np.nan, values, 0, "; ".join([f"needs at least three {plural_of(along)}", *notes])
+        )
 
     by_seed = rows["seed"].nunique() > 1
     names = ["seed"] if by_seed else ["seed", "replaced", "replacement"]
     cluster = rows.groupby(names).ngroup().to_numpy()
     groups = int(cluster.max()) + 1
-    x, y = np.log(rows["n"].to_numpy(float)), np.log(rows[column].to_numpy(float))
+    x, y = np.log(rows[along].to_numpy(float)), np.log(rows[column].to_numpy(float))
     slope = float(slopes(x, y, cluster, np.ones((1, groups)))[0])
     if groups < 2:
-        return Exponent(slope, np.nan, np.nan, n_values, groups, "; ".join(["one series: no interval", *notes]))
+        return Exponent(slope, np.nan, np.nan, values, groups, "; ".join(["one series: no interval", *notes]))
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
     resampled = slopes(x, y, cluster, weights)
     resampled = resampled[np.isfinite(resampled)]
     half = float(student.ppf(0.5 + level / 2, groups - 1) * np.std(resampled) * np.sqrt(groups / (groups - 1)))
     if not by_seed:
         notes.insert(0, "one seed: the interval covers the replaced samples only")
-    return Exponent(slope, slope - half, slope + half, n_values, groups, "; ".join(notes))
+    return Exponent(slope, slope - half, slope + half, values, groups, "; ".join(notes))

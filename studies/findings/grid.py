@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.findings.exponents import LEAST_N, fit_exponent
+from studies.findings.exponents import LEAST, fit_exponent
 from studies.findings.written import setting, short_words
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def loop_finding(frames: Frames) -> list[str]:
     rounding = int((summary["null_sup"] > 0.01 * sup).sum())
     if rounding:
         said.append(f"In {rounding} pairs rounding alone (the null twin) makes more than 1 % of the divergence.")
-    if summary["n"].nunique() >= LEAST_N and axes == ["n"]:
+    if summary["n"].nunique() >= LEAST and axes == ["n"]:
         for column in ("measured_others", "measured_heldout", "uniform_stability", "gap"):
             fit = fit_exponent(summary, column)
             if fit.fitted:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.findings.exponents import fit_exponent
+from studies.findings.exponents import compared, fit_exponent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,17 +104,18 @@ def informative(summary: pd.DataFrame) -> dict[str, int]:
 
 
 def exponents(summary: pd.DataFrame, columns: tuple[str, ...], draws: int = 2000) -> pd.DataFrame:
-    """Fitted exponents of n: columns mass, quantity, exponent (`studies.findings.exponents.Exponent`)."""
+    """Fitted exponents of what the study runs along (`studies.findings.exponents.compared`): columns mass (along n) or n
+    (along the mass), quantity, exponent (`studies.findings.exponents.Exponent`)."""
     import pandas as pd
 
+    along = compared(summary)
+    by = "n" if along == "mass" else "mass"
     rows = [
-        (float(mass), column, fit_exponent(rows, column, draws=draws))
-        for mass, rows in summary.groupby("mass")
+        (float(value), column, fit_exponent(rows, column, along=along, draws=draws))
+        for value, rows in summary.groupby(by)
         for column in columns
     ]
-    return pd.DataFrame(rows, columns=["mass", "quantity", "exponent"]).sort_values(
-        "mass", ascending=False, kind="stable"
-    )
+    return pd.DataFrame(rows, columns=[by, "quantity", "exponent"]).sort_values(by, ascending=False, kind="stable")
 
 
 @dataclass(frozen=True)

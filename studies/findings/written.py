@@ -1,5 +1,7 @@
 """Numbers as people write them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -53,6 +55,24 @@ def short_words(name: str) -> str:
     ('label noise', 'n')
     """
     return name.rpartition(".")[2].replace("_", " ")
+
+
+def settings(name: str, values: Iterable[float]) -> str:
+    """Several values of a numeric axis, in a sentence.
+
+    >>> settings("n", [6, 12]), settings("mass", [0.1, 1.0])
+    ('n = 6, 12', 'mass 0.1, 1')
+    """
+    first, *others = (f"{value:g}" for value in values)
+    return ", ".join([setting(name, float(first)), *others])
+
+
+def plural_of(name: str) -> str:
+    """
+    >>> plural_of("n"), plural_of("mass"), plural_of("width")
+    ('n', 'masses', 'widths')
+    """
+    return name if name == "n" else short_words(name) + ("es" if name.endswith("s") else "s")
 
 
 def setting(name: str, value: float | str) -> str:

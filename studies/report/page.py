@@ -13,6 +13,7 @@ import numpy as np
 from studies.definition.kinds import Section, kind_of
 from studies.definition.points import written
 from studies.findings.applicable import scale_words
+from studies.findings.exponents import compared
 from studies.findings.written import short_words
 from studies.report.tables import (
     assumption_table,
@@ -114,12 +115,12 @@ def ladder_contents(across: Sequence[dict[str, Any]], parts: Sequence[dict[str, 
     for part in parts:
         suffix, figures = part["suffix"], [(figure["id"], figure["title"], []) for figure in part["figures"]]
         own: list[Entry] = [(f"assumptions{suffix}", "Assumptions of the theorem", []), *figures]
-        own += [(f"{id}{suffix}", title, []) for id, title in TABLES.items()]
+        own.append((f"numbers{suffix}", "Medians", []))
+        if part["exponents"]:
+            own.append((f"exponents{suffix}", f"Exponents of {part['along']}", []))
+        own.append((f"flags{suffix}", "Flags", []))
         entries += own if len(parts) == 1 else [(f"details{suffix}", capital(part["name"]), own)]
     return [*entries, ("again", "How to reproduce", [])]
-
-
-TABLES = {"numbers": "Medians", "exponents": "Exponents of n", "flags": "Flags"}
 
 
 def capital(text: str) -> str:
@@ -177,6 +178,7 @@ def part(frames: Frames, out: Path, values: dict[str, Any]) -> dict[str, Any]:
         "figures": [placed(drawing, out, suffix) for drawing in drawings(frames)],
         "medians": median_tables(frames.summary),
         "exponents": exponent_table(frames.summary),
+        "along": short_words(compared(frames.summary)),
         "flags": flag_list(frames.summary),
         "pairs": len(frames.summary),
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from studies.figures.wording import few, listed, mass_words, of_all, pairs, plural, span
 from studies.findings.applicable import another_loss, scale_words
-from studies.findings.exponents import Exponent, fit_exponent, signed
+from studies.findings.exponents import Exponent, compared, fit_exponent, signed
 from studies.findings.numbers import (
     MARGIN,
     SLACK,
@@ -154,6 +154,8 @@ def about_paper_bound(summary: pd.DataFrame) -> list[str]:
 def about_exponents(summary: pd.DataFrame, draws: int) -> list[str]:
     if another_loss(summary):
         return []  # of T0; the figure has those of what is stated
+    if compared(summary) == "mass":
+        return about_exponents_of_mass(summary, draws)
     masses = sorted((float(mass) for mass in summary["mass"].unique()), reverse=True)
     fits = {
         (mass, column): fit_exponent(summary[summary["mass"] == mass], column, draws=draws)
@@ -184,8 +186,24 @@ def about_exponents(summary: pd.DataFrame, draws: int) -> list[str]:
     return sentences
 
 
-def worded(fit: Exponent) -> str:
-    return str(fit) if fit.fitted else "no exponent (fewer than three n without 0 or infinite values)"
+def about_exponents_of_mass(summary: pd.DataFrame, draws: int) -> list[str]:
+    """Of a study of one n: T0 has a 1/μ of its own, and ξ moves with the mass too."""
+    fits = {
+        column: fit_exponent(summary, column, along="mass", draws=draws)
+        for column in ("T0", "T3", "measured_sup", "xi")
+    }
+    if not any(fit.fitted for fit in fits.values()):
+        return ["No exponent of the mass is stated: that needs at least three masses."]
+    names = {"T0": "T0", "T3": "T3", "measured_sup": "the measurement", "xi": "ξ"}
+    stated = ", ".join(f"of {names[name]} {worded(fit, 'masses')}" for name, fit in fits.items())
+    return [
+        f"Exponents of the mass with 95 % intervals over {plural(summary['seed'].nunique(), 'seed')}: {stated}. T0 carries "
+        "1/mass and 1/ξ: where ξ falls with the mass too, the bound need not."
+    ]
+
+
+def worded(fit: Exponent, values: str = "n") -> str:
+    return str(fit) if fit.fitted else f"no exponent (fewer than three {values} without 0 or infinite values)"
 
 
 def edge(fit: Exponent, name: str) -> float:

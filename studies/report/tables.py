@@ -13,9 +13,9 @@ from stability.assumptions.catalogue import CATALOGUE
 from studies.figures.bounds import EXPONENTS, NAMES
 from studies.figures.lines import KINDS, LINES
 from studies.findings.applicable import stated
-from studies.findings.exponents import Exponent
+from studies.findings.exponents import Exponent, compared
 from studies.findings.numbers import exponents, ratio
-from studies.findings.written import number, short_words
+from studies.findings.written import number, setting, short_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,19 +217,22 @@ def medians(summary: pd.DataFrame, columns: Sequence[str], caption: str) -> Tabl
     )
 
 
-def exponent_table(summary: pd.DataFrame) -> Table:
-    """Exponents with intervals: a row per quantity, a column per mass."""
+def exponent_table(summary: pd.DataFrame) -> Table | None:
+    """Exponents with intervals: a row per quantity, a column per mass (along the mass: per n). None where none is fitted."""
     fits = exponents(summary, tuple(stated(summary, EXPONENTS)))
-    masses = list(dict.fromkeys(fits["mass"]))
-    found: dict[tuple[float, str], Exponent] = {(mass, name): fit for mass, name, fit in fits.itertuples(index=False)}
+    if not any(fit.fitted for fit in fits["exponent"]):
+        return None
+    by = fits.columns[0]
+    values = list(dict.fromkeys(fits[by]))
+    found: dict[tuple[float, str], Exponent] = {(value, name): fit for value, name, fit in fits.itertuples(index=False)}
     rows = [
-        [NAMES.get(name, LINES[name].label), LINES[name].kind, *(with_note(found[mass, name]) for mass in masses)]
+        [NAMES.get(name, LINES[name].label), LINES[name].kind, *(with_note(found[value, name]) for value in values)]
         for name in stated(summary, EXPONENTS)
     ]
     head = [
-        ("quantity", "fitted as n^b"),
+        ("quantity", f"fitted as {short_words(compared(summary))}^b"),
         ("kind", "kind of line"),
-        *((f"mass {mass:g}", "exponent b with 95 % interval") for mass in masses),
+        *((setting(by, value), "exponent b with 95 % interval") for value in values),
     ]
     return Table(head, rows, keys=1)
 

@@ -67,7 +67,7 @@ class Frames:
 CALLS = {
     "draw_alignment": lambda f: (steps_of_runs(),),
     "draw_bound": lambda f: (f.movements.steps, "wave"),
-    "draw_bounds_vs_n": lambda f: (f.rows,),
+    "draw_bounds": lambda f: (f.rows,),
     "draw_budget": lambda f: (f.movements.summary, "wave", "iterations"),
     "draw_calibration": lambda f: (f.calibration, 1.1),
     "draw_constant": lambda f: (f.study.summary, "xi"),

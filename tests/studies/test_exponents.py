@@ -25,7 +25,7 @@ def power_law(exponent, *, seeds=3, replacements=4, between=0.0, within=0.0, ns=
 def test_exact_power_law(exponent):
     fit = fit_exponent(power_law(exponent), "q")
     assert fit.slope == pytest.approx(exponent, abs=1e-12)
-    assert fit.n_values == NS
+    assert fit.values == NS
     assert fit.clusters == 3
 
 
@@ -75,7 +75,7 @@ def test_an_n_with_an_infinite_value_does_not_count():
     frame = power_law(-0.5)
     frame.loc[(frame["n"] == 48) & (frame["seed"] == 0) & (frame["replaced"] == 0), "q"] = np.inf
     fit = fit_exponent(frame, "q")
-    assert fit.n_values == (6, 12, 24)
+    assert fit.values == (6, 12, 24)
     assert fit.slope == pytest.approx(-0.5)
     assert "n = 48" in fit.note
     frame.loc[frame["n"] == 24, "q"] = 0.0  # ξ = 0 there
@@ -87,7 +87,7 @@ def test_a_replacement_equal_to_the_original_is_left_out():
     frame.loc[frame["replaced"] == 2, "q"] = 0.0
     fit = fit_exponent(frame, "q")
     assert fit.slope == pytest.approx(-0.5)
-    assert fit.n_values == NS
+    assert fit.values == NS
     assert "0 at every n" in fit.note
     frame["q"] = 0.0
     assert not fit_exponent(frame, "q").fitted

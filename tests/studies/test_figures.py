@@ -7,10 +7,12 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 from studies import figures
 from studies.figures.lines import LINES, PER_SAMPLE, STACKED, drawn_lines, spread
+from studies.findings.exponents import fit_exponent
 from tests.studies import synthetic
 
 MAKERS = {
@@ -75,7 +77,7 @@ def test_panels_take_an_axes_and_return_it(study):
     rows = study.summary[study.summary["mass"] == 1.0]
     figure = figures.new_figure(figures.COLUMN, 3)
     calls = [
-        (figures.draw_bounds_vs_n, (rows,)),
+        (figures.draw_bounds, (rows,)),
         (figures.draw_exponents, ({},)),
         (figures.draw_divergence, (study.trajectories,)),
         (figures.draw_constant, (study.summary, "xi")),
@@ -179,8 +181,46 @@ def test_lines_differ_without_colour():
 
 
 def test_no_exponent_from_two_n():
+    ax = figures.draw_exponents(
+        figures.new_figure(3, 3).add_subplot(), {"T0": fit_exponent(synthetic.frames(ns=(6, 12)).summary, "T0")}
+    )
+    assert any("needs at least three n" in text.get_text() for text in ax.texts)
     figure = figures.bounds_figure(synthetic.frames(ns=(6, 12)).summary)
-    assert any("needs at least three n" in text.get_text() for text in figure.axes[-1].texts)
+    assert len(figure.axes) == 2 * 3  # no row of exponents that says nothing
+
+
+def test_a_study_of_one_n_runs_along_the_mass():
+    study = synthetic.frames(ns=(12,), masses=(1.0, 0.1, 0.01))
+    figure = figures.bounds_figure(study.summary, draws=100)
+    stacked, single, exponents = figure.axes
+    np.testing.assert_allclose(drawn_lines(stacked)["T4"].get_xdata(), [0.01, 0.1, 1.0])
+    np.testing.assert_allclose(
+        drawn_lines(stacked)["T4"].get_ydata(), study.summary.groupby("mass")["T4"].median().to_numpy()
+    )
+    assert stacked.get_title() == "n = 12"
+    assert single.get_xlabel() == "mass"
+    assert exponents.get_xlabel() == "exponent of mass, 95 % interval"
+    expected = str(fit_exponent(study.summary, "T0", along="mass", draws=100))
+    assert expected in [text.get_text() for text in exponents.texts]
+    constants = figures.constants_figure(study.summary)
+    np.testing.assert_allclose(constants.axes[0].get_lines()[0].get_xdata(), [0.01, 0.1, 1.0])
+    assert [text.get_text() for text in constants.legends[0].get_texts()] == ["measured, n = 12"]
+
+
+def test_bounds_along_a_width_and_the_place_of_an_infinite_one():
+    parts = []
+    for width in (16, 32, 64):
+        one = synthetic.frames(ns=(12,), masses=(1.0,)).summary
+        parts.append(one.assign(width=width, T0=one["T0"] * width if width < 64 else np.inf))
+    summary = pd.concat(parts)
+    ax = figures.draw_bounds(figures.new_figure(3, 3).add_subplot(), summary, ("T0", "measured_l2"), along="width")
+    drawn = drawn_lines(ax)
+    np.testing.assert_allclose(drawn["T0"].get_xdata(), [16, 32])
+    np.testing.assert_allclose(drawn["T0"].get_ydata()[1] / drawn["T0"].get_ydata()[0], 2)
+    assert "T0 not applicable\nat width 64" in ax.get_xlabel()
+    fit = fit_exponent(summary.assign(q=summary["width"] ** -2.0), "q", along="width")
+    assert fit.slope == pytest.approx(-2)
+    assert fit.values == (16, 32, 64)
 
 
 def test_axes_of_a_row_are_shared(study):

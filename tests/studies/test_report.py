@@ -169,6 +169,7 @@ def test_a_single_point_without_config_or_other_tables(tmp_path):
     Page(text)
     assert "No assumptions table in this folder." in text
     assert "needs at least three n" in text
+    assert not re.search("id=.exponents|href=.#exponents", text)
 
 
 def test_two_widths_get_a_part_each(tmp_path):
