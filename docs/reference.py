@@ -70,7 +70,7 @@ def _describable(thing: object) -> bool:
 
 
 def constant_words(package: str, name: str) -> str:
-    """What stands at a constant of a package or module: the string below its assignment, or the comment above it.
+    """What stands at a constant of a package or module: the string below it, or the comment above or beside it.
 
     >>> constant_words("studies.figures", "COLUMN")
     'Width of one column of a two-column page, inches.'
@@ -90,7 +90,8 @@ def constant_words(package: str, name: str) -> str:
             comment = []
             while above and above[-1].startswith("#"):
                 comment.insert(0, above.pop().lstrip("# "))
-            return " ".join(comment)
+            beside = text.splitlines()[node.lineno - 1].partition("  # ")[2]
+            return " ".join(comment) or beside
     return ""
 
 
