@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -239,3 +240,12 @@ def test_on_each_device(device):
             model, x, SquaredEnergy(targets), tau=1.0, steps=2, delta=1e-3, solver=solver, inner_steps=20
         )
         assert run.violated() == []
+
+
+def test_no_more_inner_iterations_than_allowed():
+    solver = FirstOrder(lambda params: torch.optim.SGD(params, lr=1e-3))
+    options = {"tau": 1.0, "steps": 2, "delta": 1e-9, "solver": solver, "inner_steps": 3}
+    run = minimizing_movements(net(), draw(N, 2), energy_of("squared"), **options)
+    assert [one.iterations for one in run.inner] == [3, 3]
+    assert run.violated() == []
+    assert replace(run, certificates=0 * run.certificates).violated() == ["delta ≤ delta_certificate"]

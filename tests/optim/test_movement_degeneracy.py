@@ -130,3 +130,10 @@ def test_a_run_without_parameters_is_refused():
     run = minimizing_movements(model, x, SquaredEnergy(draw(N, 2)), tau=1.0, steps=1, delta=0.1)
     with pytest.raises(ValueError, match="keep_parameters=True"):
         local_nondegeneracy(model, x, run)
+
+
+def test_on_the_edge_of_the_ball_is_not_inside():
+    two, move = torch.tensor([2.0, 2.0], dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    seen = Nondegeneracy(two, two, displacement=move, change=move, path=1.0, structural="")
+    assert (seen.radius, seen.needed) == (1.0, 1.0)
+    assert verdicts(seen) == ["holds", "violated", "violated"]

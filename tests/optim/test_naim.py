@@ -334,3 +334,9 @@ def test_a_loss_that_was_not_noted_is_asked_for():
     naim.add([draw(2)], [draw(2)], eta=0.5, lr=0.1)
     with pytest.raises(ValueError, match="call note_loss"):
         lyapunov(naim.record())
+
+
+def test_the_fitted_rate_is_at_most_one():
+    """Of r alone the least bound would be at r = 1.375, where (1 − r)V is negative."""
+    found = steady_state(torch.tensor([1.0, 0.2, 0.5]), torch.tensor([0.0, 1.0, 1.0]), eta=0.5, lr=0.1)
+    assert (found.rate, found.value) == (1.0, pytest.approx(0.5))
