@@ -86,3 +86,4 @@ SYSTEM_CONTROLS: tuple[Control, ...] = (
     Control("local_nondegeneracy", "target of y = w₁w₂x, w = 1 at first", 0.24, 0.26, _way, movement_assumptions),
     Control("interior_localisation", "target of y = w₁w₂x, w = 1 at first", 0.48, 0.52, _way, movement_assumptions),
 )
+"""A setting that violates each assumption of :data:`SYSTEMS`, and one just inside."""

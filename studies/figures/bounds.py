@@ -237,11 +237,11 @@ def bounds_figure(summary: pd.DataFrame, *, along: str | None = None, draws: int
 def bounds_words(summary: pd.DataFrame, along: str) -> str:
     """The caption of :func:`bounds_figure`."""
     said = (
-        "Medians over the twin pairs; the grey band runs from the smallest to the largest measured pair. Top row: bounds on "
-        "all training outputs together, the norm ‖e‖ of the stacked differences. Next row: bounds on the worst single "
-        "sample; T0 is stated for it, but lies so far above that its value is written over the panel. A bound above the dotted trivial "
-        "level says less than the triangle inequality does. T4, T5 and the path length need the trained twin. Bounds that are "
-        "infinite (ξ = 0) are not drawn, and the panel says where. "
+        "Medians over the twin pairs; the grey band runs from the smallest to the largest measured pair. Top row: bounds "
+        "on all training outputs together, the norm ‖e‖ of the stacked differences. Next row: bounds on the worst single "
+        "sample; T0 is stated for it, but lies so far above that its value is written over the panel. A bound above the "
+        "dotted trivial level says less than the triangle inequality does. T4, T5 and the path length need the trained "
+        "twin. Bounds that are infinite (ξ = 0) are not drawn, and the panel says where. "
     )
     if summary[along].nunique() >= LEAST:
         name = short_words(along)

@@ -270,8 +270,8 @@ def twin_sections(frames: Frames) -> list[Section]:
                 f"constants-{axis.rpartition('.')[2]}",
                 f"What the theorem rests on, against {axis_words(axis)}",
                 bars + "ξ is the rate of the theorem; the kernel drift is what its proof drops, as a share of the "
-                "disturbance that it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 over "
-                "measured stays. ξ = 0 has no place on a log axis.",
+                "disturbance that it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 "
+                "over measured stays. ξ = 0 has no place on a log axis.",
                 lambda axis=axis: over_axis_figure(rows, axis, CONSTANTS, by if by != axis else None),
             )
             for axis in axes

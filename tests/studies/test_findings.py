@@ -93,7 +93,7 @@ def test_stacked_enclosure_against_its_path(study):
 
 
 def test_the_headline_is_short_and_the_rest_is_a_list(study):
-    assert len(headline(study).split()) <= 150
+    assert len(headline(study).split()) <= 160
     leads = [lead for lead, _ in details(study)]
     assert leads == [
         "The paper's bound",
