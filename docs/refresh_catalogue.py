@@ -1,40 +1,92 @@
-"""Put what came out of finished studies into docs/catalogue.md: ``python docs/refresh_catalogue.py results/*``.
+"""Put what came out of finished studies into the pages: ``python docs/refresh_catalogue.py results/*``.
 
-Every folder whose study has a section there fills it: the command, the grid as run, and the finding in words and numbers.
+A page of docs/ says where: a block ``<!-- out: NAME -->`` … ``<!-- /out -->`` takes the command and the finding of the study
+NAME in words and numbers, ``<!-- numbers: NAME COLUMN … -->`` … ``<!-- /numbers -->`` these columns of its first table.
 """
 
 import re
 import shlex
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent / "catalogue.md"
+PAGES = Path(__file__).resolve().parent
+WITHOUT_EFFECT = ("workers=", "engine=")  # on any number
 
 
 def with_result(page: str, name: str, text: str) -> str:
-    """The page with ``text`` in the block of the study ``name``.
+    """The page with ``text`` in the block of the study ``name``; as it was where it has none.
 
     >>> with_result("<!-- out: rate -->\\nold\\n<!-- /out -->", "rate", "new")
     '<!-- out: rate -->\\nnew\\n<!-- /out -->'
     """
     block = re.compile(rf"(<!-- out: {re.escape(name)} -->\n).*?(<!-- /out -->)", re.DOTALL)
-    if not block.search(page):
-        raise ValueError(f"the page has no block '<!-- out: {name} -->' … '<!-- /out -->'")
     return block.sub(lambda match: f"{match[1]}{text}\n{match[2]}", page)
 
 
-def result_text(folder: Path) -> str:
+def with_numbers(page: str, name: str, table) -> str:
+    """The page with the columns it asks for of ``table`` in the blocks of the study ``name``.
+
+    >>> import pandas as pd
+    >>> print(with_numbers("<!-- numbers: rate n q -->\\n<!-- /numbers -->", "rate", pd.DataFrame({"n": [6], "q": [0.5]})))
+    <!-- numbers: rate n q -->
+    | n | q |
+    |--:|--:|
+    | 6 | 0.5 |
+    <!-- /numbers -->
+    """
+    block = re.compile(rf"(<!-- numbers: {re.escape(name)} ([^>]*?) -->\n).*?(<!-- /numbers -->)", re.DOTALL)
+    return block.sub(lambda match: f"{match[1]}{markdown(table, match[2].split())}\n{match[3]}", page)
+
+
+def markdown(table, columns: Sequence[str]) -> str:
+    """A table of Markdown; a column with an interval "q ±" beside it as q ± interval.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"rule.name": ["sgd"], "loss_tail": [0.12345], "loss_tail ±": [0.01]})
+    >>> print(markdown(table, ["rule.name", "loss_tail"]))
+    | name | loss tail |
+    |---|--:|
+    | sgd | 0.123 ± 0.01 |
+    """
+    from studies.findings.written import number, short_words
+
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table has no columns {', '.join(missing)}; it has {', '.join(table.columns)}")
+
+    def cell(row, name: str) -> str:
+        value = row[name]
+        if isinstance(value, str | bool):
+            return str(value)
+        if f"{name} ±" not in table.columns:
+            return f"{value:g}"
+        return f"{number(value)} ± {number(row[f'{name} ±'], 2)}" if value == value else "not reached"
+
+    words = [name for name in columns if not all(isinstance(value, str | bool) for value in table[name])]
+    lines = [
+        "| " + " | ".join(short_words(name) for name in columns) + " |",
+        "|" + "|".join("--:" if name in words else "---" for name in columns) + "|",
+    ]
+    lines += ["| " + " | ".join(cell(row, name) for name in columns) + " |" for _, row in table.iterrows()]
+    return "\n".join(lines)
+
+
+def command_of(frames) -> str:
+    """The command as somebody else types it: without the folder, and what changes no number."""
+    words = shlex.split(frames.config["provenance"]["command"])
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return shlex.join(word for word in words if not word.startswith(WITHOUT_EFFECT))
+
+
+def result_text(frames) -> str:
     """The command, and what the study's report opens with."""
-    from studies import load_results
     from studies.definition.kinds import kind_of
     from studies.report.paragraph import headline
 
-    frames = load_results(folder)
-    words = shlex.split(frames.config["provenance"]["command"])
-    if "--out" in words:  # where the folder lay is of no interest
-        at = words.index("--out")
-        del words[at : at + 2]
     kind = kind_of(frames.config.get("kind", "twins"))
     if kind.name == "twins":
         said = [
@@ -43,16 +95,26 @@ def result_text(folder: Path) -> str:
         ]
     else:
         said = list(kind.finding(frames))
-    paragraphs = [f"`{' '.join(words)}`:", *(paragraph.replace("\u00a0", " ") for paragraph in said)]
+    paragraphs = [f"`{command_of(frames)}`:", *(paragraph.replace("\u00a0", " ") for paragraph in said)]
     return "\n\n".join(textwrap.fill(paragraph, 140, break_on_hyphens=False) for paragraph in paragraphs)
 
 
 def main(folders: list[Path]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    from studies import load_results
+    from studies.definition.kinds import kind_of
+
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
     for folder in folders:
-        name = folder.name.removesuffix("-quick")
-        page = with_result(page, name, result_text(folder))
-    PAGE.write_text(page, encoding="utf-8")
+        name, frames = folder.name.removesuffix("-quick"), load_results(folder)
+        if not any(f"<!-- out: {name} -->" in page for page in pages.values()):
+            raise ValueError(f"no page of {PAGES} has a block '<!-- out: {name} -->' … '<!-- /out -->'")
+        text, numbers = result_text(frames), kind_of(frames.config.get("kind", "twins")).numbers(frames)
+        for path, page in pages.items():
+            page = with_result(page, name, text)
+            pages[path] = with_numbers(page, name, numbers[0][1]) if numbers else page
+    for path, page in pages.items():
+        if page != path.read_text(encoding="utf-8"):
+            path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

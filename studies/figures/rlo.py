@@ -47,15 +47,16 @@ def varying(frames: Frames) -> list[str]:
 
 @styled
 def sweep_figure(frames: Frames) -> Figure:
-    """Four panels; x is the numeric axis with most values (lr before others), every other combination a line; without a
-    numeric axis, or with the learning rate tuned away, one row for each setting."""
+    """Four panels; x is the numeric axis with most values, at the best learning rate where that varies too, or the learning
+    rate itself, every other combination a line; without one, or where rules are compared, a row for each setting."""
     axes = axes_of(frames)
     numeric = [name for name in axes if is_number(frames.summary[name])]
     if not numeric or (
         numeric == ["lr"] and frames.summary["rule.name"].nunique() > 1 if "rule.name" in axes else not numeric
     ):
         return _rows(frames, axes)
-    x = max(numeric, key=lambda name: (frames.summary[name].nunique(), name == "lr"))
+    # a learning rate means something else for each rule: where there is another axis it is tuned away
+    x = max(numeric, key=lambda name: (name != "lr", frames.summary[name].nunique()))
     if x != "lr" and "lr" in axes:
         frames = tuned(frames)
         axes = [name for name in axes if name != "lr"]

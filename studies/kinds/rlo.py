@@ -116,6 +116,8 @@ def sections(frames) -> list[Section]:
             "sweep",
             "What the study varies",
             f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
+            "Where the learning rate varies beside another axis, every setting is shown at its best one, that of the least "
+            "steady-state loss. "
             "Look for the setting that is low in loss and in divergence at once, and whether the bars are apart. A run that "
             "diverged counts with chance accuracy and is left out of the losses.",
             lambda: sweep_figure(frames),
