@@ -1,11 +1,13 @@
 """Put what came out of finished studies into the pages: ``python docs/refresh_catalogue.py results/*``.
 
 A page of docs/ says where: a block ``<!-- out: NAME -->`` … ``<!-- /out -->`` takes the command and the finding of the study
-NAME in words and numbers, ``<!-- numbers: NAME COLUMN … -->`` … ``<!-- /numbers -->`` these columns of its first table.
+NAME in words and numbers, ``<!-- numbers: NAME COLUMN | COLUMN … -->`` … ``<!-- /numbers -->`` these columns of its first
+table, and an image ``figures/NAME-FIGURE.png`` is the figure of that name in the study's folder.
 """
 
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -29,15 +31,17 @@ def with_numbers(page: str, name: str, table) -> str:
     """The page with the columns it asks for of ``table`` in the blocks of the study ``name``.
 
     >>> import pandas as pd
-    >>> print(with_numbers("<!-- numbers: rate n q -->\\n<!-- /numbers -->", "rate", pd.DataFrame({"n": [6], "q": [0.5]})))
-    <!-- numbers: rate n q -->
+    >>> print(with_numbers("<!-- numbers: rate n | q -->\\n<!-- /numbers -->", "rate", pd.DataFrame({"n": [6], "q": [0.5]})))
+    <!-- numbers: rate n | q -->
     | n | q |
     |--:|--:|
     | 6 | 0.5 |
     <!-- /numbers -->
     """
     block = re.compile(rf"(<!-- numbers: {re.escape(name)} ([^>]*?) -->\n).*?(<!-- /numbers -->)", re.DOTALL)
-    return block.sub(lambda match: f"{match[1]}{markdown(table, match[2].split())}\n{match[3]}", page)
+    return block.sub(
+        lambda match: f"{match[1]}{markdown(table, [name.strip() for name in match[2].split('|')])}\n{match[3]}", page
+    )
 
 
 def markdown(table, columns: Sequence[str]) -> str:
@@ -46,11 +50,12 @@ def markdown(table, columns: Sequence[str]) -> str:
     >>> import pandas as pd
     >>> table = pd.DataFrame({"rule.name": ["sgd"], "loss_tail": [0.12345], "loss_tail ±": [0.01]})
     >>> print(markdown(table, ["rule.name", "loss_tail"]))
-    | name | loss tail |
+    | name | loss |
     |---|--:|
     | sgd | 0.123 ± 0.01 |
     """
     from studies.findings.written import number, short_words
+    from studies.report.tables import MORE_HEADINGS
 
     missing = [name for name in columns if name not in table.columns]
     if missing:
@@ -61,12 +66,12 @@ def markdown(table, columns: Sequence[str]) -> str:
         if isinstance(value, str | bool):
             return str(value)
         if f"{name} ±" not in table.columns:
-            return f"{value:g}"
+            return number(value) if isinstance(value, float) else str(value)
         return f"{number(value)} ± {number(row[f'{name} ±'], 2)}" if value == value else "not reached"
 
     words = [name for name in columns if not all(isinstance(value, str | bool) for value in table[name])]
     lines = [
-        "| " + " | ".join(short_words(name) for name in columns) + " |",
+        "| " + " | ".join(MORE_HEADINGS.get(name, (short_words(name),))[0] for name in columns) + " |",
         "|" + "|".join("--:" if name in words else "---" for name in columns) + "|",
     ]
     lines += ["| " + " | ".join(cell(row, name) for name in columns) + " |" for _, row in table.iterrows()]
@@ -108,6 +113,10 @@ def main(folders: list[Path]) -> None:
         name, frames = folder.name.removesuffix("-quick"), load_results(folder)
         if not any(f"<!-- out: {name} -->" in page for page in pages.values()):
             raise ValueError(f"no page of {PAGES} has a block '<!-- out: {name} -->' … '<!-- /out -->'")
+        for figure in {
+            found for page in pages.values() for found in re.findall(rf"figures/{name}-([\w-]+)\.png", page)
+        }:
+            shutil.copyfile(folder / "figures" / f"{figure}.png", PAGES / "figures" / f"{name}-{figure}.png")
         text, numbers = result_text(frames), kind_of(frames.config.get("kind", "twins")).numbers(frames)
         for path, page in pages.items():
             page = with_result(page, name, text)

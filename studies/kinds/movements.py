@@ -129,7 +129,7 @@ def finding(frames) -> list[str]:
             other = mean.drop("Gauss–Newton")
             said.append(
                 f"{problem}, {longest:g} CPU seconds a step: {number(mean['Gauss–Newton'])} against "
-                "{number(other.min())} "
+                f"{number(other.min())} "
                 f"({other.idxmin()})."
             )
     failed = frames.summary[frames.summary["violated"] != ""]

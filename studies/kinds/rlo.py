@@ -128,7 +128,7 @@ def sections(frames) -> list[Section]:
 def finding(frames) -> list[str]:
     """What came out: the setting with the least steady-state loss, the one with the least divergence, and how sure that is."""
     from studies.findings.rlo import axes_of, means, tuned
-    from studies.findings.written import number
+    from studies.findings.written import number, setting
 
     choice = (
         tuned(frames)
@@ -141,7 +141,7 @@ def finding(frames) -> list[str]:
         return [f"{len(frames.summary)} twin pairs; steady-state loss {number(table['loss_tail'].iloc[0])}."]
 
     def label(row) -> str:
-        return ", ".join(f"{name.rpartition('.')[2]} {row[name]}" for name in axes)
+        return ", ".join(setting(name, row[name]) for name in axes)
 
     said = []
     for name, what, least in (

@@ -53,6 +53,7 @@ def test_a_study_of_movements():
         assert section.make().axes
     words = " ".join(MOVEMENTS.finding(frames))
     assert "0 runs violate" in words
+    assert "{" not in words
     assert all(len(table) for _, table in MOVEMENTS.numbers(frames))
 
 
