@@ -51,7 +51,7 @@ def details(frames: Frames, draws: int = 2000) -> list[tuple[str, str]]:
     summary = frames.summary
     parts = {
         "The paper's bound": about_paper_bound(summary),
-        "Exponents of n": about_exponents(summary, draws),
+        f"Exponents of {'the mass' if compared(summary) == 'mass' else 'n'}": about_exponents(summary, draws),
         "Bounds under assumptions": about_ladder(summary),
         "Enclosures": about_enclosure(summary),
         "Kernel drift": about_drift(summary),
@@ -197,8 +197,8 @@ def about_exponents_of_mass(summary: pd.DataFrame, draws: int) -> list[str]:
     names = {"T0": "T0", "T3": "T3", "measured_sup": "the measurement", "xi": "ξ"}
     stated = ", ".join(f"of {names[name]} {worded(fit, 'masses')}" for name, fit in fits.items())
     return [
-        f"Exponents of the mass with 95 % intervals over {plural(summary['seed'].nunique(), 'seed')}: {stated}. T0 carries "
-        "1/mass and 1/ξ: where ξ falls with the mass too, the bound need not."
+        f"With 95 % intervals over {plural(summary['seed'].nunique(), 'seed')}: {stated}. T0 carries 1/mass and 1/ξ: where ξ "
+        "falls as the mass grows, the bound need not."
     ]
 
 
