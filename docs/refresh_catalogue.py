@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAGES = Path(__file__).resolve().parent
-WITHOUT_EFFECT = ("workers=", "engine=")  # on any number
+LEFT_OUT = ("workers=", "engine=", "--out=")  # they change no number
 
 
 def with_result(page: str, name: str, text: str) -> str:
@@ -67,7 +67,7 @@ def markdown(table, columns: Sequence[str]) -> str:
             return str(value)
         if f"{name} ±" not in table.columns:
             return number(value) if isinstance(value, float) else str(value)
-        return f"{number(value)} ± {number(row[f'{name} ±'], 2)}" if value == value else "not reached"
+        return f"{number(value)} ± {number(row[f'{name} ±'], 2)}" if value == value else "–"
 
     words = [name for name in columns if not all(isinstance(value, str | bool) for value in table[name])]
     lines = [
@@ -80,11 +80,13 @@ def markdown(table, columns: Sequence[str]) -> str:
 
 def command_of(frames) -> str:
     """The command as somebody else types it: without the folder, and what changes no number."""
-    words = shlex.split(frames.config["provenance"]["command"])
+    from studies.report.page import shared
+
+    words = shlex.split(shared(frames.config["provenance"]["command"]))
     if "--out" in words:
         at = words.index("--out")
         del words[at : at + 2]
-    return shlex.join(word for word in words if not word.startswith(WITHOUT_EFFECT))
+    return shlex.join(word for word in words if not word.startswith(LEFT_OUT))
 
 
 def result_text(frames) -> str:

@@ -136,11 +136,12 @@ def shared(command: str) -> str:
 
     >>> shared("stability run digits n=6 --out /home/me/results/mine"), shared("stability run digits --out results/mine")
     ('stability run digits n=6 --out mine', 'stability run digits --out results/mine')
+    >>> shared("stability run digits data.name=/home/me/x.npz --out=/home/me/r")
+    'stability run digits data.name=x.npz --out=r'
     """
     words = shlex.split(command)
-    if not any(word.startswith("/") for word in words):
-        return command
-    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
+    cut = [re.sub(r"^([\w.-]+=|)/.*?([^/]+)/?$", r"\1\2", word) for word in words]
+    return command if cut == words else shlex.join(cut)
 
 
 def when(date: str) -> str:

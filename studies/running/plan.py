@@ -46,8 +46,8 @@ class Plan:
 def measure(study: Study, point: Point) -> Measured:
     """Run the point here and look at clock and memory; in a fresh process, so that the peak is this point's.
 
-    With steps: s₁ of them twice, the first time for ``start``, then s₂ > s₁, and seconds = t(s₁) + (steps − s₁)·(t(s₂) −
-    t(s₁))/(s₂ − s₁). Without: once.
+    With steps that are the same for all points: s₁ of them twice, the first time for ``start``, then s₂ > s₁, and
+    seconds = t(s₁) + (steps − s₁)·(t(s₂) − t(s₁))/(s₂ − s₁). Without: once.
     """
     import resource
     import sys
@@ -58,7 +58,8 @@ def measure(study: Study, point: Point) -> Measured:
         study.kind_object.run_point(trial, point)
         return time.perf_counter() - start
 
-    steps = getattr(study, "steps", 0)
+    # an axis of steps says itself how many a point has: such points are run whole
+    steps = 0 if "steps" in study.axes() else getattr(study, "steps", 0)
     if steps:
         more = min(max(steps // SHARE, LEAST), steps)
         few = max(more // 2, 1)
