@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -122,6 +123,17 @@ def test_a_plan_tells_starting_from_stepping(own, monkeypatch, steps):
     found = planning.measure(study, study.points()[0])
     assert (found.start, found.seconds) == pytest.approx((5.0, 0.5 + 0.25 * steps))
     assert all(0 < count <= max(steps // 10, 3) for count in runs)  # never more than a tenth of the study's
+
+
+def test_a_study_with_an_axis_of_steps_is_calibrated_by_whole_points():
+    """Such a point says itself how many steps it has: a tenth of them cannot be asked for."""
+    from studies.running.plan import measure
+
+    runs = []
+    kind = SimpleNamespace(run_point=lambda study, point: runs.append(study.steps))
+    study = SimpleNamespace(steps=100, axes=lambda: {"steps": [50, 100]}, kind_object=kind)
+    assert measure(study, None).start == 0
+    assert runs == [100]
 
 
 def test_own_study_from_python(own):
