@@ -100,9 +100,34 @@ def work(study: RloStudy, point: Point) -> float:
 
 
 def check(study: RloStudy) -> None:
+    """Data with classes, model, every optimizer of the grid made once: what cannot be is an error now, not after an hour."""
+    import torch
+    from torch import nn
+
+    from studies.data.datasets import load
     from studies.data.subsets import check_data
 
     check_data(study)
+    seen = set()
+    for point in study.points():
+        at = study.at(point)
+        settings = str([(name, value) for name, value in point.values if name not in ("n", "width", "seed")])
+        if settings in seen:
+            continue
+        seen.add(settings)
+        if not load(at.data).classes:
+            raise ValueError(
+                f"data.name = {at.data.name} has numbers as targets; kind = rlo needs classes (whole numbers or words, one a "
+                "row), of which it counts those that are right; for regression write kind = loops"
+            )
+        eta = dict(point.values).get("rule.eta", 1)
+        if at.rule.name == "rlo-lambda" and eta != 1:
+            raise ValueError(
+                f"rule.eta = {eta} is an axis, but rlo-lambda is η = 1 whatever it says; write rule.name = rlo or rlo-lifted"
+            )
+        optimizer = optimizer_of(at, point.mass, nn.Linear(2, 2, dtype=getattr(torch, at.dtype)))
+        if hasattr(optimizer, "close"):
+            optimizer.close()
 
 
 def sections(frames) -> list[Section]:

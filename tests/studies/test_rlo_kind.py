@@ -236,3 +236,26 @@ def test_shipped_studies_are_whole(name):
 def test_what_no_study_may_ask_for(study, override, words):
     with pytest.raises(ConfigError, match=words):
         Study.from_toml(study, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.name=diabetes"], "data.name = diabetes has numbers as targets; kind = rlo needs classes"),
+        (['grid.data.name=["digits", "diabetes"]', "width=4"], "data.name = diabetes has numbers"),
+        (["rule.name=nosuchmod:Opt"], "optimizer nosuchmod:Opt cannot be imported"),
+        (['grid.rule.name=["rlo", "torch.optim:Absent"]'], "torch.optim:Absent cannot be imported"),
+        (["rule.name=Rprop", "rule.weight_decay=0.5"], "does not take .*weight_decay=0.5"),
+        (["rule.name=rlo-lifted"], "RLOLifted needs an eta below 1"),
+        (["rule.name=rlo-lambda"], "rule.eta = 0.02 is an axis, but rlo-lambda is η = 1"),
+    ],
+)
+def test_what_cannot_be_is_found_before_training(overrides, words):
+    study = Study.from_toml("rlo-eta", ["data.held_out=50", *overrides])
+    with pytest.raises(ValueError, match=words):
+        RLO.check(study)
+
+
+def test_a_check_takes_what_can_be():
+    RLO.check(Study.from_toml("rlo-eta", ["rule.name=rlo-lambda", "grid.rule.eta=[1.0]", "data.held_out=50"]))
+    RLO.check(Study.from_toml("rlo-twins", ["loss=squared", "data.held_out=50", "dtype=float64"]))
