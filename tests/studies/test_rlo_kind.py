@@ -15,6 +15,7 @@ from studies.experiments.steady_state import recorded_run, twin_tables
 from studies.experiments.training import accuracy, evaluated
 from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
 from studies.kinds.rlo import RLO, RloStudy, optimizer_of
+from studies.results.frames import Frames
 from tests.studies.test_movement_kinds import frames_of
 
 F64 = torch.float64
@@ -193,8 +194,6 @@ def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
     summary = pd.DataFrame(rows).assign(
         held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0, sup_at_level=1.0, n=5, width=4, mass=1.0
     )
-    from studies.results.frames import Frames
-
     empty = pd.DataFrame()
     frames = Frames(summary, empty, empty, empty, config={"grid": {"lr": [0.1, 1.0]}})
     table = per_seed(summary, ["lr"])
@@ -202,6 +201,54 @@ def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
     assert means(frames)["loss_tail"].tolist() == [2.0, pytest.approx(0.1)]
     assert tuned(frames).summary["lr"].unique().tolist() == [0.1]
     assert math.isnan(interval(np.array([1.0])))
+
+
+def made_up(rates, level=None):
+    """Frames of three rules and two seeds, one twin each: ``rates`` {rule: {lr: loss}}, ``level`` {rule: of both seeds}."""
+    rows = []
+    for i, (rule, losses) in enumerate(rates.items()):
+        for (lr, loss), seed in [(pair, seed) for pair in losses.items() for seed in (0, 1)]:
+            at_level = (level or {}).get(rule, (0.3 + i, 0.4 + i))[seed]
+            row = {"rule.name": rule, "lr": lr, "seed": seed, "loss_tail": loss, "sup_at_level": at_level}
+            rows.append(row | {"n": 5, "width": 4, "mass": 1.0, "replaced": 0, "replacement": 9, "diverged": False})
+    summary = pd.DataFrame(rows).assign(held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0)
+    empty, grid = pd.DataFrame(), {"lr": sorted({lr for losses in rates.values() for lr in losses})}
+    return Frames(summary, empty, empty, empty, config={"grid": grid | {"rule.name": list(rates)}})
+
+
+INSIDE = {0.1: 2.0, 1.0: 1.0, 10.0: 2.0}
+
+
+def test_equal_loss_ranks_those_who_reached_it_with_every_seed():
+    """sgd would win with the one seed that reached the level."""
+    rates = {rule: INSIDE for rule in ("sgd", "adam", "lion")}
+    frames = made_up(rates, {"sgd": (0.01, math.nan)})
+    table = means(tuned(frames)).set_index("rule.name")
+    assert table["reached"].to_dict() == {"sgd": 1, "adam": 2, "lion": 2}
+    assert table["sup_at_level"].to_dict() == pytest.approx({"sgd": 0.01, "adam": 1.35, "lion": 2.35})
+    (words,) = [line for line in RLO.finding(frames) if "equal training loss" in line]
+    assert words.startswith("Most stable at equal training loss: adam, 1.35 ")
+    assert words.endswith("; 1 of 3 settings left out, not all of whose seeds reached it.")
+    (words,) = [line for line in RLO.finding(made_up(rates)) if "equal training loss" in line]
+    assert words.startswith("Most stable at equal training loss: sgd, 0.35 ")
+    assert "left out" not in words
+    nobody = made_up(rates, {rule: (math.nan, 0.1) for rule in ("sgd", "adam")})
+    assert (
+        "Most stable at equal training loss: no ranking; 2 of 3 settings left out, not all of whose seeds reached it."
+        in RLO.finding(nobody)
+    )
+    assert all("reached" in shown for _, shown in RLO.numbers(frames))
+
+
+def test_a_tuned_rate_at_the_edge_is_said():
+    frames = made_up({"sgd": {0.1: 2.0, 1.0: 1.5, 10.0: 1.0}, "adam": INSIDE, "lion": {0.1: 0.5, 1.0: 1.0, 10.0: 2.0}})
+    assert "At the edge of the learning rates tried: sgd (10); lion (0.1)." in RLO.finding(frames)
+    assert "edge" not in " ".join(RLO.finding(made_up({rule: INSIDE for rule in ("sgd", "adam", "lion")})))
+    alone = made_up({"sgd": {0.1: 1.0, 1.0: 2.0}})
+    assert RLO.finding(alone)[-1] == "At the edge of the learning rates tried: 0.1."
+    assert len(RLO.finding(made_up({"sgd": INSIDE}))) == 1
+    one_rate = made_up({rule: {1.0: 1.0} for rule in ("sgd", "adam")})
+    assert "edge" not in " ".join(RLO.finding(one_rate))
 
 
 @pytest.mark.parametrize(
