@@ -264,6 +264,19 @@ def test_shipped_studies_are_whole(name):
             study.kind_object.check(study)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_studies() if name.startswith("rlo")])
+def test_no_shipped_study_repeats_a_run(name):
+    """An axis that some of the rules do not read would train them again and again."""
+    study = Study.from_toml(name)
+    told = [
+        (str([(axis, value) for axis, value in point.values if not axis.startswith("rule.")]), made.__class__, settings)
+        for point in study.points()
+        for made in [optimizer_of(study.at(point), point.mass, torch.nn.Linear(2, 2))]
+        for settings in [str([(k, v) for k, v in made.param_groups[0].items() if k != "params"])]
+    ]
+    assert len(told) == len(set(told))
+
+
 @pytest.mark.parametrize(
     ("study", "override", "words"),
     [
