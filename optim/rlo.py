@@ -21,6 +21,7 @@ from optim.lyapunov.rlo_rules import (
     factor,
     lift,
     own_direction,
+    scale_fits,
     signal,
     unit_norm,
 )
@@ -68,8 +69,9 @@ class RLO(torch.optim.Optimizer):
     - AdamW: memory="adam", direction="identity", eta=1. Lion (arXiv 2302.06675): memory="lion", direction="sign", eta=1.
 
     Raises ValueError/TypeError at construction for options out of range, unknown names, parameters off their manifold, a
-    weight decay on the sphere or the Stiefel manifold (θ is normal there, its tangent part is 0); in ``step``, before
-    anything moves, for an η outside (0, 1], sparse gradients and a direction of the wrong shape.
+    scale of tanh too small for a parameter's type (2/scale = ∞), a weight decay on the sphere or the Stiefel manifold (θ is
+    normal there, its tangent part is 0); in ``step``, before anything moves, for an η outside (0, 1], sparse gradients and a
+    direction of the wrong shape.
 
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
     >>> opt = RLO([w], lr=0.5, eta=0.5, memory="gradient", direction="sign")
@@ -308,13 +310,23 @@ def checked_eta(group: dict) -> float:
 
 
 def check_params(params: list, options: dict) -> None:
-    """Raise unless every parameter is real floating point and on the manifold (what is no tensor is torch's to refuse)."""
+    """Raise unless every parameter is real floating point, of a type that the scale of tanh fits in, and on the manifold.
+
+    What is no tensor is torch's to refuse.
+    """
+    rest = {name: options[name] for name in ("memory", "betas", "eps")}
     manifold = embedded_manifold(options["manifold"])
     for i, p in enumerate(p[1] if isinstance(p, tuple) else p for p in params):
         if not isinstance(p, Tensor):
             continue
         if not p.is_floating_point():
             raise TypeError(f"RLO moves real floating-point parameters; parameter {i} of the group is {p.dtype}")
+        if options["direction"] == "tanh" and not scale_fits(options["scale"], p.dtype, **rest):
+            raise ValueError(
+                f"scale={options['scale']!r} is too small for parameter {i} of the group, {p.dtype}: 2/scale overflows there"
+                + (f", or eps={options['eps']!r} times scale underflows" if options["memory"] == "adam" else "")
+                + ", and a zero gradient would give NaN; expected a larger scale, or direction='sign', its limit"
+            )
         with torch.no_grad():
             manifold.check(p, f"parameter {i} of the group")
 

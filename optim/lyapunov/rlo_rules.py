@@ -90,6 +90,24 @@ def factor(phi: str, scale: float = SCALE) -> float:
     return -2 / scale if phi == "tanh" else -1.0
 
 
+def scale_fits(scale: float, dtype: torch.dtype, *, memory: str, betas: tuple[float, float], eps: float) -> bool:
+    """Whether tanh(u/scale) can be computed in ``dtype`` with a zero gradient, which must give 0 and not 0·∞ or 0/0.
+
+    2/scale must be finite there, and with the memory "adam" the denominator (1 − β₁)·ε·scale/2 of the first step not 0
+    (unless ε is).
+
+    >>> [scale_fits(s, torch.float32, memory="ema", betas=(0.9, 0.0), eps=1e-8) for s in (1e-2, 1e-38, 1e-40)]
+    [True, True, False]
+    >>> scale_fits(1e-37, torch.float32, memory="adam", betas=(0.9, 0.999), eps=1e-8)
+    False
+    """
+    times = torch.tensor(abs(factor("tanh", scale)), dtype=torch.float64).to(dtype)
+    if not times.isfinite():
+        return False
+    least = torch.tensor((1 - betas[0]) * eps * scale / 2, dtype=torch.float64).to(dtype)
+    return memory != "adam" or eps == 0 or least.item() > 0
+
+
 def bend(phi: str, signals: Tensors) -> None:
     """Φ in place, of signals that have been multiplied with its :func:`factor`.
 
@@ -108,14 +126,14 @@ def bend(phi: str, signals: Tensors) -> None:
 
 
 def own_direction(phi: Callable[[Tensor], Tensor], signals: Tensors) -> Tensors:
-    """d = phi(u) of every parameter, the minus sign included, by a function of the user's.
+    """d = phi(u) of every parameter, the minus sign included, by a function of the user's, in tensors of our own.
 
     Raises ValueError where it returns another shape, dtype or device, TypeError where it returns no tensor.
     """
     targets = [phi(u.clone()) for u in signals]
     for u, d in zip(signals, targets, strict=True):
         check_target(u, d)
-    return targets
+    return [d.clone() for d in targets]  # normalisation divides in place, and what came may be kept, or come twice
 
 
 def tanh_of_half_(values: Tensors) -> None:

@@ -28,14 +28,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check_name(name: str, tables: Mapping[str, dict]) -> None:
-    """ValueError for a name that is neither an optimizer nor one of the study's [optimizers.NAME] tables.
+    """ValueError for a name that is neither an optimizer nor one of the study's [optimizers.NAME] tables; one without a class
+    adds to the preset or the optimizer of its name.
 
     >>> check_name("lion", {})
+    >>> check_name("momentum", {"momentum": {"nesterov": True}})
     """
-    wanted = tables.get(name, PRESETS.get(name, {})).get("class", name)
+    wanted = (PRESETS.get(name, {}) | tables.get(name, {})).get("class", name)
     if wanted.lower() in (*OURS, *TORCH) or re.fullmatch(IMPORTABLE, wanted):
         return
-    known = [*tables, *OURS, *PRESETS, *TORCH]
+    known = list(dict.fromkeys([*tables, *OURS, *PRESETS, *TORCH]))
     guess = nearest(name, known)
     raise ValueError(
         f"should be one of {', '.join(known)}, package.module:Class, or a table [optimizers.{name}] with a class"

@@ -115,10 +115,11 @@ def twin_tables(
     """``summary``: a row for each twin, what the S run did repeated in each; ``trajectories``: the records.
 
     Of the S run: ``loss_tail``, mean over the last quarter of the records (the steady state), ``accuracy``, ``held_out``
-    accuracy, ``diverged``; of its velocity, medians over the second half: ``thickness`` ‖z‖/‖d‖, ``alignment`` cos(v, d),
-    ``forcing`` ‖Δd‖/‖d‖, ``factor``, the fitted f of z⁺ = f(z − Δd) (1 − η for an RLO). Of each pair: ``sup``, ``sup_final``,
-    largest over the run and final difference at a training sample other than k; ``replaced_sup``, at x_k; ``held_out_sup``;
-    ``sup_at_level``, at the first record with loss ≤ ``level`` (nan where that is never reached).
+    accuracy (both 1/classes, chance, where the run diverged), ``diverged``; of its velocity, medians over the second half:
+    ``thickness`` ‖z‖/‖d‖, ``alignment`` cos(v, d), ``forcing`` ‖Δd‖/‖d‖, ``factor``, the fitted f of z⁺ = f(z − Δd) (1 − η
+    for an RLO). Of each pair: ``sup``, ``sup_final``, largest over the run and final difference at a training sample other
+    than k; ``replaced_sup``, at x_k; ``held_out_sup``; ``sup_at_level``, at the first record with loss ≤ ``level`` (nan
+    where that is never reached).
     """
     import pandas as pd
 
@@ -161,13 +162,15 @@ def twin_tables(
 def _numbers_of_run(rows: list[dict], seen: "list[dict[str, Tensor]]", drawn) -> dict:
     import numpy as np
 
-    losses = np.array([row["loss"] for row in rows])
+    losses, lost = np.array([row["loss"] for row in rows]), rows[-1]["diverged"]
+    # the last finite outputs of a run that diverged are of a network nobody can use: it classifies by chance
+    chance = 1 / drawn.targets.shape[1]
     return {
         "loss_tail": float(losses[-max(1, len(losses) // 4) :].mean()),
         "loss_final": float(losses[-1]),
-        "accuracy": accuracy(seen[-1]["train"], drawn.targets),
-        "held_out": accuracy(seen[-1]["held_out"], drawn.held_out_targets),
-        "diverged": rows[-1]["diverged"],
+        "accuracy": chance if lost else accuracy(seen[-1]["train"], drawn.targets),
+        "held_out": chance if lost else accuracy(seen[-1]["held_out"], drawn.held_out_targets),
+        "diverged": lost,
         "steps_to_level": math.nan,
     }
 

@@ -51,9 +51,7 @@ def sweep_figure(frames: Frames) -> Figure:
     rate itself, every other combination a line; without one, or where rules are compared, a row for each setting."""
     axes = axes_of(frames)
     numeric = [name for name in axes if is_number(frames.summary[name])]
-    if not numeric or (
-        numeric == ["lr"] and frames.summary["rule.name"].nunique() > 1 if "rule.name" in axes else not numeric
-    ):
+    if not numeric or (numeric == ["lr"] and "rule.name" in axes):
         return _rows(frames, axes)
     # a learning rate means something else for each rule: where there is another axis it is tuned away
     x = max(numeric, key=lambda name: (name != "lr", frames.summary[name].nunique()))

@@ -52,7 +52,8 @@ def interval(values: np.ndarray) -> float:
 
 
 def means(frames: Frames) -> pd.DataFrame:
-    """Mean and interval of every measured quantity for each setting."""
+    """Mean and interval of every measured quantity for each setting; ``reached``: seeds that came down to the loss at which
+    ``sup_at_level`` is read, over which alone it is a mean."""
     import pandas as pd
 
     axes = axes_of(frames)
@@ -62,6 +63,7 @@ def means(frames: Frames) -> pd.DataFrame:
         row = dict(zip(axes, values if isinstance(values, tuple) else (values,), strict=True)) if axes else {}
         row["seeds"] = len(group)
         row["diverged"] = group["diverged"].mean()
+        row["reached"] = int(group["sup_at_level"].notna().sum())
         for name in MEASURED:
             row[name] = group[name].mean()
             row[f"{name} ±"] = interval(group[name].to_numpy())
@@ -79,3 +81,11 @@ def tuned(frames: Frames) -> Frames:
     ranked = grouped.sort_values(["diverged", "loss"])
     best = ranked.groupby(axes, as_index=False).head(1) if axes else ranked.head(1)
     return replace(frames, summary=frames.summary.merge(best[[*axes, "lr"]], on=[*axes, "lr"]))
+
+
+def at_the_edge(frames: Frames) -> pd.DataFrame:
+    """The settings whose tuned learning rate is the smallest or largest tried, and it as ``lr``: a better may lie beyond."""
+    settings = [name for name in axes_of(frames) if name != "lr"]
+    chosen = tuned(frames).summary[[*settings, "lr"]].drop_duplicates()
+    tried = frames.summary["lr"]
+    return chosen[chosen["lr"].isin([tried.min(), tried.max()])]

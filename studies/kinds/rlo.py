@@ -100,9 +100,34 @@ def work(study: RloStudy, point: Point) -> float:
 
 
 def check(study: RloStudy) -> None:
+    """Data with classes, model, every optimizer of the grid made once: what cannot be is an error now, not after an hour."""
+    import torch
+    from torch import nn
+
+    from studies.data.datasets import load
     from studies.data.subsets import check_data
 
     check_data(study)
+    seen = set()
+    for point in study.points():
+        at = study.at(point)
+        settings = str([(name, value) for name, value in point.values if name not in ("n", "width", "seed")])
+        if settings in seen:
+            continue
+        seen.add(settings)
+        if not load(at.data).classes:
+            raise ValueError(
+                f"data.name = {at.data.name} has numbers as targets; kind = rlo needs classes (whole numbers or words, one a "
+                "row), of which it counts those that are right; for regression write kind = loops"
+            )
+        eta = dict(point.values).get("rule.eta", 1)
+        if at.rule.name == "rlo-lambda" and eta != 1:
+            raise ValueError(
+                f"rule.eta = {eta} is an axis, but rlo-lambda is η = 1 whatever it says; write rule.name = rlo or rlo-lifted"
+            )
+        optimizer = optimizer_of(at, point.mass, nn.Linear(2, 2, dtype=getattr(torch, at.dtype)))
+        if hasattr(optimizer, "close"):
+            optimizer.close()
 
 
 def sections(frames) -> list[Section]:
@@ -127,21 +152,26 @@ def sections(frames) -> list[Section]:
 
 def finding(frames) -> list[str]:
     """What came out: the setting with the least steady-state loss, the one with the least divergence, and how sure that is."""
-    from studies.findings.rlo import axes_of, means, tuned
+    from studies.findings.rlo import at_the_edge, axes_of, means, tuned
     from studies.findings.written import number, setting
 
-    choice = (
-        tuned(frames)
-        if frames.summary.get("lr", frames.summary["seed"]).nunique() > 1 and "lr" in frames.summary
-        else frames
-    )
-    table = means(choice)
-    axes = [name for name in axes_of(frames) if name in table and (name != "lr" or choice is frames)]
-    if not axes or len(table) < 2:
-        return [f"{len(frames.summary)} twin pairs; steady-state loss {number(table['loss_tail'].iloc[0])}."]
+    several_rates = "lr" in axes_of(frames)
+    table = means(tuned(frames) if several_rates else frames)
+    axes = [name for name in axes_of(frames) if name in table and name != "lr"]
 
     def label(row) -> str:
         return ", ".join(setting(name, row[name]) for name in axes)
+
+    edge = at_the_edge(frames) if several_rates else table.iloc[:0]
+    rates = "; ".join(
+        f"{label(row)} ({number(row['lr'])})" if axes else number(row["lr"]) for _, row in edge.iterrows()
+    )
+    warned = [f"At the edge of the learning rates tried: {rates}."] if rates else []
+    if not axes or len(table) < 2:
+        return [
+            f"{len(frames.summary)} twin pairs; steady-state loss {number(table['loss_tail'].iloc[0])}.",
+            *warned,
+        ]
 
     said = []
     for name, what, least in (
@@ -150,15 +180,23 @@ def finding(frames) -> list[str]:
         ("held_out_sup", "Most stable on held-out points (least largest twin divergence)", True),
         ("sup_at_level", "Most stable at equal training loss", True),
     ):
-        rows = table[table[name].notna()].sort_values(name, ascending=least)
+        # a mean over the seeds that reached the level alone would favour the setting of which only the luckiest did
+        counted = table["reached"] == table["seeds"] if name == "sup_at_level" else table[name].notna()
+        rows = table[counted].sort_values(name, ascending=least)
+        left_out = ""
+        if name == "sup_at_level" and not counted.all():
+            left_out = f"{(~counted).sum()} of {len(table)} settings left out, not all of whose seeds reached it"
         if len(rows) < 2:
+            said += [f"{what}: no ranking; {left_out}."] if left_out else []
             continue
         first, second = rows.iloc[0], rows.iloc[1]
         apart = abs(first[name] - second[name]) > np.nansum([first[f"{name} ±"], second[f"{name} ±"]])
         said.append(
             f"{what}: {label(first)}, {number(first[name])} ± {number(first[f'{name} ±'])}; next {label(second)}, "
-            f"{number(second[name])} ± {number(second[f'{name} ±'])} ({'intervals apart' if apart else 'intervals overlap'})."
+            f"{number(second[name])} ± {number(second[f'{name} ±'])} ({'intervals apart' if apart else 'intervals overlap'})"
+            + (f"; {left_out}." if left_out else ".")
         )
+    said += warned
     lost = table[table["diverged"] > 0]
     if len(lost):
         said.append(

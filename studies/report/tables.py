@@ -156,6 +156,7 @@ MORE_HEADINGS = {
     "held_out_sup": ("held-out sup", "largest divergence of the twins at held-out points"),
     "sup_at_level": ("at equal loss", "divergence of the twins where the training losses are equal"),
     "diverged": ("diverged", "share of runs that diverged"),
+    "reached": ("reached", "seeds that came down to the loss at which twins are compared at equal loss"),
     "inexactness": ("δ", "distance to the exact proximal point, as a share of the exact step"),
     "energy_distance": ("energy distance", "between samples and held-out latents"),
     "least": ("least", "least loss over the seeds"),

@@ -249,3 +249,17 @@ def test_a_direction_may_write_into_its_argument(memory):
     train(a, ours, 3)
     train(b, theirs, 3)
     assert gap(a, b) == 0
+
+
+def test_what_a_direction_returns_stays_as_it_was():
+    """Under normalisation too, and where two parameters get one tensor: d = (3, 0), (3, 0) is divided by √18."""
+    mine = torch.tensor([3.0, 0.0], dtype=F64)
+    params = [torch.nn.Parameter(torch.zeros(2, dtype=F64)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = RLOLambda(params, 1.0, memory="gradient", direction=lambda u: mine, normalize=True)
+    for t in (1, 2):
+        opt.step()
+        assert mine.tolist() == [3.0, 0.0]
+        for p in params:
+            torch.testing.assert_close(p.detach(), t * mine / 18**0.5)

@@ -70,6 +70,34 @@ def test_parameters_that_are_refused(p, manifold, error, text):
         RLO([nn.Parameter(p)], manifold=manifold)
 
 
+@pytest.mark.parametrize("memory", ["gradient", "ema", "lion", "adam"])
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-40, torch.float32), (1e-6, torch.float16), (1e-320, F64)])
+def test_a_scale_that_the_type_cannot_hold_is_refused(memory, scale, dtype):
+    """2/scale is ∞ there, and times a zero gradient NaN."""
+    opt, options = RLO([unit()]), {"memory": memory, "scale": scale}
+    for make in (lambda p: RLO([p], **options), lambda p: opt.add_param_group({"params": [p], **options})):
+        with pytest.raises(ValueError, match=r"scale=1e-\d+ is too small for parameter 0 of the group, torch.float"):
+            make(nn.Parameter(torch.ones(2, dtype=dtype)))
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("memory", ["gradient", "ema", "lion", "adam"])
+def test_what_scale_is_taken_stays_at_a_zero_gradient(memory):
+    taken = 0
+    for exponent in range(-46, 1):
+        p = nn.Parameter(torch.ones(2))
+        try:
+            opt = RLO([p], 0.1, memory=memory, scale=10.0**exponent)
+        except ValueError:
+            continue
+        taken += 1
+        p.grad = torch.zeros(2)
+        opt.step()
+        assert p.tolist() == [1, 1], exponent
+    assert taken >= 30  # down to 1e-35 with Adam's ε = 1e-8, to 1e-38 without
+    RLO([nn.Parameter(torch.ones(2))], scale=1e-40, direction="sign")  # uses no scale
+
+
 def test_torch_refuses_what_it_always_refuses():
     with pytest.raises(ValueError, match="empty parameter list"):
         RLO([])

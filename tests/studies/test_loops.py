@@ -124,6 +124,17 @@ def test_arguments_that_an_optimizer_does_not_take_are_found_before_training():
     loops.check(Study.from_toml("optimizers", GRID))
 
 
+def test_a_table_without_a_class_adds_to_the_preset_of_its_name():
+    study = Study.from_toml("optimizers", [*GRID, "optimizers.momentum.nesterov=true", "optimizer=momentum"])
+    group = optimizer_of(study.at(study.points()[0]), 1.0).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+    with pytest.raises(ConfigError) as failure:
+        Study.from_toml("optimizers", [*GRID, "optimizers.momentum.nesterov=true", "optimizer=addam"])
+    offered = str(failure.value).partition("should be one of ")[2].partition(", package.module")[0].split(", ")
+    assert len(offered) == len(set(offered))
+    assert "momentum" in offered
+
+
 def test_divergence_of_the_training_is_a_numerical_failure():
     with pytest.raises(NumericalError, match="diverged: outputs are no finite numbers after step"):
         rows("optimizer=SGD", "lr=1e200", "enclosures=false")

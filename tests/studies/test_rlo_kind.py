@@ -15,6 +15,7 @@ from studies.experiments.steady_state import recorded_run, twin_tables
 from studies.experiments.training import accuracy, evaluated
 from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
 from studies.kinds.rlo import RLO, RloStudy, optimizer_of
+from studies.results.frames import Frames
 from tests.studies.test_movement_kinds import frames_of
 
 F64 = torch.float64
@@ -120,11 +121,15 @@ def test_equal_twins_do_not_diverge():
 
 def test_a_run_that_explodes_says_so():
     drawn = Drawn()
+    # every held-out point is of one class: the last finite outputs may be right or wrong about all, never about half
+    drawn.held_out_targets = drawn.held_out_targets[:1].expand_as(drawn.held_out_targets)
+    drawn.held_out = drawn.held_out[:1].expand_as(drawn.held_out)
     make = made_by("sgd", 1e200, "squared")
     tables = twin_tables(drawn, make, level=0.1, **{**OPTIONS, "loss": "squared"})
     assert tables["summary"]["diverged"].all()
     assert tables["trajectories"]["loss"].iloc[-1] == math.inf
-    assert np.isfinite(tables["summary"]["held_out"]).all()
+    assert (tables["summary"][["accuracy", "held_out"]] == 0.5).all().all()  # chance, of two classes
+    assert np.isfinite(tables["summary"]["sup"]).all()
 
 
 def test_evaluation_does_not_train_the_statistics():
@@ -161,7 +166,7 @@ def test_a_study_and_its_words():
     (section,) = RLO.sections(frames)
     assert len(section.make().axes) == 4
     words = RLO.finding(frames)
-    assert words[0].startswith("Least steady-state loss: direction")
+    assert words[0].startswith(("Least steady-state loss: sign, ", "Least steady-state loss: tanh, "))
     assert len(RLO.numbers(frames)) == 2
 
 
@@ -189,8 +194,6 @@ def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
     summary = pd.DataFrame(rows).assign(
         held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0, sup_at_level=1.0, n=5, width=4, mass=1.0
     )
-    from studies.results.frames import Frames
-
     empty = pd.DataFrame()
     frames = Frames(summary, empty, empty, empty, config={"grid": {"lr": [0.1, 1.0]}})
     table = per_seed(summary, ["lr"])
@@ -198,6 +201,54 @@ def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
     assert means(frames)["loss_tail"].tolist() == [2.0, pytest.approx(0.1)]
     assert tuned(frames).summary["lr"].unique().tolist() == [0.1]
     assert math.isnan(interval(np.array([1.0])))
+
+
+def made_up(rates, level=None):
+    """Frames of three rules and two seeds, one twin each: ``rates`` {rule: {lr: loss}}, ``level`` {rule: of both seeds}."""
+    rows = []
+    for i, (rule, losses) in enumerate(rates.items()):
+        for (lr, loss), seed in [(pair, seed) for pair in losses.items() for seed in (0, 1)]:
+            at_level = (level or {}).get(rule, (0.3 + i, 0.4 + i))[seed]
+            row = {"rule.name": rule, "lr": lr, "seed": seed, "loss_tail": loss, "sup_at_level": at_level}
+            rows.append(row | {"n": 5, "width": 4, "mass": 1.0, "replaced": 0, "replacement": 9, "diverged": False})
+    summary = pd.DataFrame(rows).assign(held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0)
+    empty, grid = pd.DataFrame(), {"lr": sorted({lr for losses in rates.values() for lr in losses})}
+    return Frames(summary, empty, empty, empty, config={"grid": grid | {"rule.name": list(rates)}})
+
+
+INSIDE = {0.1: 2.0, 1.0: 1.0, 10.0: 2.0}
+
+
+def test_equal_loss_ranks_those_who_reached_it_with_every_seed():
+    """sgd would win with the one seed that reached the level."""
+    rates = {rule: INSIDE for rule in ("sgd", "adam", "lion")}
+    frames = made_up(rates, {"sgd": (0.01, math.nan)})
+    table = means(tuned(frames)).set_index("rule.name")
+    assert table["reached"].to_dict() == {"sgd": 1, "adam": 2, "lion": 2}
+    assert table["sup_at_level"].to_dict() == pytest.approx({"sgd": 0.01, "adam": 1.35, "lion": 2.35})
+    (words,) = [line for line in RLO.finding(frames) if "equal training loss" in line]
+    assert words.startswith("Most stable at equal training loss: adam, 1.35 ")
+    assert words.endswith("; 1 of 3 settings left out, not all of whose seeds reached it.")
+    (words,) = [line for line in RLO.finding(made_up(rates)) if "equal training loss" in line]
+    assert words.startswith("Most stable at equal training loss: sgd, 0.35 ")
+    assert "left out" not in words
+    nobody = made_up(rates, {rule: (math.nan, 0.1) for rule in ("sgd", "adam")})
+    assert (
+        "Most stable at equal training loss: no ranking; 2 of 3 settings left out, not all of whose seeds reached it."
+        in RLO.finding(nobody)
+    )
+    assert all("reached" in shown for _, shown in RLO.numbers(frames))
+
+
+def test_a_tuned_rate_at_the_edge_is_said():
+    frames = made_up({"sgd": {0.1: 2.0, 1.0: 1.5, 10.0: 1.0}, "adam": INSIDE, "lion": {0.1: 0.5, 1.0: 1.0, 10.0: 2.0}})
+    assert "At the edge of the learning rates tried: sgd (10); lion (0.1)." in RLO.finding(frames)
+    assert "edge" not in " ".join(RLO.finding(made_up({rule: INSIDE for rule in ("sgd", "adam", "lion")})))
+    alone = made_up({"sgd": {0.1: 1.0, 1.0: 2.0}})
+    assert RLO.finding(alone)[-1] == "At the edge of the learning rates tried: 0.1."
+    assert len(RLO.finding(made_up({"sgd": INSIDE}))) == 1
+    one_rate = made_up({rule: {1.0: 1.0} for rule in ("sgd", "adam")})
+    assert "edge" not in " ".join(RLO.finding(one_rate))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +262,19 @@ def test_shipped_studies_are_whole(name):
         assert all(study.kind_object.work(study, point) > 0 for point in study.points()[:3])
         if name != "rlo-cifar10" or quick:
             study.kind_object.check(study)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_studies() if name.startswith("rlo")])
+def test_no_shipped_study_repeats_a_run(name):
+    """An axis that some of the rules do not read would train them again and again."""
+    study = Study.from_toml(name)
+    told = [
+        (str([(axis, value) for axis, value in point.values if not axis.startswith("rule.")]), made.__class__, settings)
+        for point in study.points()
+        for made in [optimizer_of(study.at(point), point.mass, torch.nn.Linear(2, 2))]
+        for settings in [str([(k, v) for k, v in made.param_groups[0].items() if k != "params"])]
+    ]
+    assert len(told) == len(set(told))
 
 
 @pytest.mark.parametrize(
@@ -232,3 +296,26 @@ def test_shipped_studies_are_whole(name):
 def test_what_no_study_may_ask_for(study, override, words):
     with pytest.raises(ConfigError, match=words):
         Study.from_toml(study, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.name=diabetes"], "data.name = diabetes has numbers as targets; kind = rlo needs classes"),
+        (['grid.data.name=["digits", "diabetes"]', "width=4"], "data.name = diabetes has numbers"),
+        (["rule.name=nosuchmod:Opt"], "optimizer nosuchmod:Opt cannot be imported"),
+        (['grid.rule.name=["rlo", "torch.optim:Absent"]'], "torch.optim:Absent cannot be imported"),
+        (["rule.name=Rprop", "rule.weight_decay=0.5"], "does not take .*weight_decay=0.5"),
+        (["rule.name=rlo-lifted"], "RLOLifted needs an eta below 1"),
+        (["rule.name=rlo-lambda"], "rule.eta = 0.02 is an axis, but rlo-lambda is η = 1"),
+    ],
+)
+def test_what_cannot_be_is_found_before_training(overrides, words):
+    study = Study.from_toml("rlo-eta", ["data.held_out=50", *overrides])
+    with pytest.raises(ValueError, match=words):
+        RLO.check(study)
+
+
+def test_a_check_takes_what_can_be():
+    RLO.check(Study.from_toml("rlo-eta", ["rule.name=rlo-lambda", "grid.rule.eta=[1.0]", "data.held_out=50"]))
+    RLO.check(Study.from_toml("rlo-twins", ["loss=squared", "data.held_out=50", "dtype=float64"]))
