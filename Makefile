@@ -34,7 +34,7 @@ $(VENV)/.docs: $(READY)
 test: $(READY) ## everything that is quick: unit, property, doc tests (under 10 minutes on 2 cores)
 	$(PYTEST)
 
-test-slow: $(READY) ## the slow suites too
+test-slow: $(VENV)/.docs ## the slow suites too, that of the documentation's site among them
 	$(PYTEST) -m 'slow or not slow'
 
 test-browser: $(READY) ## the reports in a headless browser (Chromium or Chrome of the system)

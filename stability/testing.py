@@ -8,7 +8,7 @@ loads no torch by it.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from stability.assumptions.catalogue import CATALOGUE, known_keys
+from stability.assumptions.catalogue import CATALOGUE, theorem_keys
 
 # What each rung bounds: the stacked divergence, or the largest at one sample.
 RUNGS = {
@@ -27,12 +27,12 @@ def each_assumption(
         def test_assumption(name, report, assumption):   # report: a fixture of yours, check_assumptions(...)
             assumption.require(report[name])
 
-    Raises ValueError for unknown assumptions.
+    Raises ValueError for unknown assumptions and those that ``check_assumptions`` does not measure (of NAIM, of movements).
     """
     import pytest
 
-    chosen = known_keys(CATALOGUE if only is None else only, "only")
-    left_out = known_keys(skip, "skip")
+    chosen = theorem_keys(CATALOGUE if only is None else only, "only")
+    left_out = theorem_keys(skip, "skip")
     mark = pytest.mark.parametrize(argument, [key for key in chosen if key not in left_out])
     return mark if function is None else mark(function)
 

@@ -116,3 +116,11 @@ def test_names_stand_under_the_path_that_users_are_told():
     assert paths["stability.check_assumptions"] == ("stability.assumptions.check_assumptions",)
     assert "stability.testing.assert_bounded" in paths
     assert set(public_paths(packages())) <= {p for path, aliases in paths.items() for p in (path, *aliases)}
+
+
+def test_every_optimizer_that_a_study_knows_by_a_name_of_ours_is_on_the_page():
+    from studies.experiments.optimizers import PRESETS
+
+    (row,) = re.findall(r"^\| `optimizer` .*$", (DOCS / "studies.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for name in ("woodbury", "rlo", *PRESETS):
+        assert f"`{name}`" in row, name

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ def loaded_by(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
+    for package in ("sphinx", "myst_parser", "furo"):
+        if find_spec(package) is None:
+            pytest.skip(f"the site needs {package}: make test-slow or make docs installs it (extra docs)")
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-d", str(out / ".trees")]
     done = subprocess.run(
@@ -81,6 +85,12 @@ def site(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return out / "html"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_the_slow_suites_have_what_the_site_needs():
+    asked = subprocess.run(["make", "-nB", "test-slow"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert -1 < asked.find("--editable '.[docs]'") < asked.find("-m pytest")
 
 
 @pytest.mark.slow

@@ -67,13 +67,16 @@ _SPECS = (
          "The dtype can tell λ_min(H) from 0 along the whole run.", ROUNDING_SHARE),
 )  # fmt: skip
 
-_OF_SYSTEMS = (
+_OF_NAIM = (
     Spec("strict_descent", "strict descent", "½ − a − 2a²q², a = lr·L, q = (1 − η)/η", "arXiv 2601.22284", 0.0, False,
          "The Lyapunov function of parameters and velocity falls at every step with d = −∇h."),
     Spec("residual_recursion", "residual recursion", "sup‖z⁺ − (1 − η)(z − Δd)‖ / max(‖v⁺‖, ‖d⁺‖)", "arXiv 2601.22284",
          NEGLIGIBLE, True, "The velocity is lifted by the η that is claimed towards the target that is claimed.", NEGLIGIBLE),
     Spec("dissipation", "dissipation", "r of V⁺ ≤ (1 − r)V + c₃‖Δd‖²", "arXiv 2601.22284, theorem 3.1", 0.0, False,
          "V falls where the target stands still: the steady state is bounded by what moves the target."),
+)  # fmt: skip
+
+_OF_MOVEMENTS = (
     Spec("convex_energy", "convex energy", "min λ_min(∇²E) over the run's points", "arXiv 2605.27779", 0.0, False,
          "The energy is as convex as it claims wherever the run asks it."),
     Spec("inexactness", "inexactness reached", "max_k ‖u^{k+1} − P(u^k)‖", "arXiv 2605.27779", 0.0, True,
@@ -86,9 +89,9 @@ _OF_SYSTEMS = (
 
 CATALOGUE: dict[str, Spec] = {spec.key: spec for spec in _SPECS}
 """Every assumption of theorem 3 that is checked, by key, in the order of reports."""
-SYSTEMS: dict[str, Spec] = {spec.key: spec for spec in _OF_SYSTEMS}
+SYSTEMS: dict[str, Spec] = {spec.key: spec for spec in (*_OF_NAIM, *_OF_MOVEMENTS)}
 """Those of the optimizers with a velocity and of movements."""
-KEY_OF: dict[str, str] = {spec.name: spec.key for spec in (*_SPECS, *_OF_SYSTEMS)}
+KEY_OF: dict[str, str] = {spec.name: spec.key for spec in (*_SPECS, *_OF_NAIM, *_OF_MOVEMENTS)}
 
 
 def known_key(key: str) -> str:
@@ -111,6 +114,33 @@ def known_keys(keys: Iterable[str], what: str) -> tuple[str, ...]:
     return tuple(known_key(key) for key in keys)
 
 
+def theorem_key(key: str) -> str:
+    """:func:`known_key` where ``check_assumptions`` measures: ValueError for an assumption of the other two systems.
+
+    >>> theorem_key("dissipation")
+    Traceback (most recent call last):
+    ValueError: dissipation is no assumption of theorem 3; naim_assumptions measures it, its limits are arguments there
+    """
+    key = known_key(key)
+    if key in SYSTEMS:
+        measured_by = "naim_assumptions" if SYSTEMS[key] in _OF_NAIM else "movement_assumptions"
+        raise ValueError(
+            f"{key} is no assumption of theorem 3; {measured_by} measures it, its limits are arguments there"
+        )
+    return key
+
+
+def theorem_keys(keys: Iterable[str], what: str) -> tuple[str, ...]:
+    """:func:`known_keys`, each a :func:`theorem_key`."""
+    return tuple(theorem_key(key) for key in known_keys(keys, what))
+
+
+def check_limit(key: str, value: float) -> None:
+    """ValueError for a limit that is no finite number >= 0: nothing could be held against it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"the limit of {key} must be a finite number >= 0, got {value!r}")
+
+
 def limits_of(changed: Mapping[str, float] | None) -> dict[str, float]:
     """The limit of every assumption, the user's own where given.
 
@@ -121,11 +151,8 @@ def limits_of(changed: Mapping[str, float] | None) -> dict[str, float]:
     """
     limits = {key: spec.limit for key, spec in CATALOGUE.items()}
     for name, value in (changed or {}).items():
-        key = known_key(name)
-        if key in SYSTEMS:
-            raise ValueError(f"{key} is no assumption of theorem 3; its limits are arguments of its own function")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"the limit of {key} must be a finite number >= 0, got {value!r}")
+        key = theorem_key(name)
+        check_limit(key, value)
         if key == "step_limit" and not 0 < value <= 2:
             raise ValueError(f"the limit of step_limit is on lr·λ_max(ΛHΛᵀ): above 0, at most 2; got {value!r}")
         if key in ("bounded_jacobian", "bounded_gradients") and value < 1:

@@ -15,7 +15,7 @@ from optim.steps.step_limit import StepTooLargeError, auto_lr, check_lr
 from stability.assumptions.activations import smooth_activations
 from stability.assumptions.alone import FLOWS, determinism, followed, run_alone, same_bits
 from stability.assumptions.along import Watch, bounded
-from stability.assumptions.catalogue import CATALOGUE, KEY_OF, known_keys, limits_of
+from stability.assumptions.catalogue import CATALOGUE, KEY_OF, limits_of, theorem_keys
 from stability.assumptions.loss import Loss, curvature, squared_loss
 from stability.assumptions.optimizer import Steps, steps_of
 from stability.assumptions.own import Seen, own_verdicts
@@ -71,7 +71,7 @@ def check_assumptions(
     ('holds', 'holds', True)
     """
     x, targets, twins = _twins_of(data, replacements)
-    bounds, skip, moves = limits_of(limits), known_keys(skip, "skip"), steps_of(optimizer)
+    bounds, skip, moves = limits_of(limits), theorem_keys(skip, "skip"), steps_of(optimizer)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
     if flow not in FLOWS:
@@ -209,7 +209,8 @@ class _Check:
         return found if found.verdict != "violated" else replace(found, step=int(known.argmax()))
 
     def _own(self, twins: TwinResult | None) -> list[Assumption]:
-        seen = Seen(deepcopy(self.model), self.x, self.targets, self.lr, self.moves.metric, twins)
+        x, targets = self.x.clone(), self.targets.clone()  # the caller's, whatever a measure does to them
+        seen = Seen(deepcopy(self.model), x, targets, self.lr, self.moves.metric, twins)
         return own_verdicts(seen, self.limits, self.skip)
 
     def _at_points(self, found: list[Assumption], points: dict) -> None:

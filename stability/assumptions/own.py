@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stability.assumptions.catalogue import CATALOGUE, KEY_OF, Spec
+from stability.assumptions.catalogue import CATALOGUE, KEY_OF, SYSTEMS, Spec, check_limit
 from stability.assumptions.verdict import Assumption
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _MEASURES: dict[str, Callable] = {}
 
 @dataclass(frozen=True)
 class Seen:
-    """What an assumption is measured on: a copy of the model at θ₀, the data of S, the step and its metric.
+    """What an assumption is measured on: copies of the model at θ₀ and of the data of S, the step and its metric.
 
     ``twins`` is the run of S and its twins (:class:`stability.TwinResult`); None where it stopped, or where the loss is not
     the squared one. ``metric``: mass, output_metric, scale, blocks.
@@ -38,10 +38,11 @@ def add_assumption(spec: Spec) -> Callable[[Callable], Callable]:
 
     The function takes a :class:`Seen` and returns the value, or (value, place) with a place of replaced, layer, sample, step.
     The value is held against the limit: at most it where ``spec.below``, above it otherwise; NaN is *undecided*. From then on
-    ``check_assumptions``, its ``limits`` and ``skip``, ``each_assumption``, baselines and ``stability check`` know it;
-    :func:`remove_assumption` takes it out again.
+    ``check_assumptions``, its ``limits`` and ``skip``, ``each_assumption`` and baselines know it, in this process: ``stability
+    check`` in a shell does not. :func:`remove_assumption` takes it out again.
 
-    Raises TypeError for anything but a :class:`Spec`, ValueError for a key or a name that is taken.
+    Raises TypeError for anything but a :class:`Spec`, ValueError for a key or a name that is taken (by an assumption of NAIM
+    or of movements too) and for a limit that is no finite number ≥ 0.
 
     >>> @add_assumption(Spec("light", "light weights", "max|θ|", "–", 1.0, True, "No weight is large at θ₀."))
     ... def light(seen):
@@ -57,8 +58,10 @@ def add_assumption(spec: Spec) -> Callable[[Callable], Callable]:
     """
     if not isinstance(spec, Spec):
         raise TypeError(f"add_assumption takes a Spec, got {type(spec).__name__}")
-    if spec.key in CATALOGUE or spec.name in KEY_OF:
+    taken = (*CATALOGUE, *SYSTEMS, *KEY_OF)  # a key that is another's name would be found under either
+    if spec.key in taken or spec.name in taken:
         raise ValueError(f"there is an assumption {spec.key!r} or {spec.name!r} already")
+    check_limit(spec.key, spec.limit)
 
     def add(measure: Callable[[Seen], object]) -> Callable[[Seen], object]:
         CATALOGUE[spec.key], KEY_OF[spec.name], _MEASURES[spec.key] = spec, spec.key, measure

@@ -34,7 +34,8 @@ def naim_assumptions(
         batches), which a record cannot tell.
     floor: a lower bound of h. limit: largest relative error of the recursion (raise it for parameters in half precision).
 
-    Raises ValueError for a smoothness or a limit that is no number ≥ 0, and a floor above a loss.
+    Raises TypeError for anything but a record and for a floor that is no number; ValueError for a smoothness or a limit that
+    is no finite number ≥ 0, and for a floor that is not finite or above a loss.
 
     >>> from optim import RLO, NaimMonitor
     >>> w = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
@@ -49,6 +50,12 @@ def naim_assumptions(
     >>> [(v.assumption, v.verdict) for v in naim_assumptions(naim.record(), smoothness=1.0)]
     [('strict descent', 'holds'), ('residual recursion', 'holds'), ('dissipation', 'holds')]
     """
+    if not isinstance(record, NaimRecord):
+        raise TypeError(f"record must be a NaimRecord, what NaimMonitor.record() gives; got {type(record).__name__}")
+    if isinstance(floor, bool) or not isinstance(floor, int | float):
+        raise TypeError(f"floor must be a number, a lower bound of h; got {floor!r}")
+    if not math.isfinite(floor):
+        raise ValueError(f"floor must be finite, a lower bound of h; got {floor!r}")
     for name, value in (("smoothness", smoothness), ("limit", limit)):
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
@@ -73,6 +80,8 @@ def movement_assumptions(
     The last two need ``model`` and ``x`` and a run that kept its parameters, and are undecided otherwise; ``mass``, ``output``
     as of :func:`optim.movements.degeneracy.local_nondegeneracy`.
 
+    Raises TypeError for a run, an energy or a model that is none, ValueError for a model without its inputs.
+
     >>> from optim import SquaredEnergy, minimizing_movements
     >>> model, x = nn.Linear(1, 1, bias=False, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     >>> energy = SquaredEnergy(torch.ones(1, 1))
@@ -81,6 +90,11 @@ def movement_assumptions(
     >>> report.verdict, report["convex_energy"].value, report["inexactness"].threshold
     ('holds', 1.0, 1e-06)
     """
+    for name, value, wanted in (("run", run, MovementRun), ("energy", energy, Energy), ("model", model, nn.Module)):
+        if not isinstance(value, wanted) and not (name == "model" and value is None):
+            raise TypeError(f"{name} must be of type {wanted.__name__}, got {type(value).__name__}")
+    if model is not None and x is None:
+        raise ValueError("model was given without x, the inputs of the run")
     trajectory = run.trajectory
     points = torch.cat([trajectory.outputs, trajectory.proximal, trajectory.exact])
     found = [convex_energy(energy, points), inexactness(run)]

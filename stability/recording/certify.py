@@ -1,7 +1,7 @@
 """``certify``: two recorded runs against each other, from the measured divergence to the paper's bound."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
@@ -80,6 +80,7 @@ def certify(
     """
     start = perf_counter()
     _check(run_S, run_twin, metric)
+    further = _functions(further)
     grid = [t for t in run_S.times if t in set(run_twin.times)]
     loop = ClosedLoop(run_S, grid, False if dense is None and not scalar and _few_products(run_S) else dense)
     ours, theirs = _outputs(run_S, grid, run_S.reader.x), _outputs(run_twin, grid, run_S.reader.x)
@@ -107,6 +108,16 @@ def certify(
     for bound in further:
         found = _with(found, bound(run_S, run_twin, found))
     return found
+
+
+def _functions(further) -> tuple[Callable, ...]:
+    if callable(further) or isinstance(further, str) or not isinstance(further, Iterable):
+        raise TypeError(f"further must be a list of functions, got {further!r}; write further=[…]")
+    further = tuple(further)
+    for bound in further:
+        if not callable(bound):
+            raise TypeError(f"further must be a list of functions, got {bound!r} in it")
+    return further
 
 
 def _with(found: Certificate, rung) -> Certificate:

@@ -31,18 +31,21 @@ def read_rule(optimizer: torch.optim.Optimizer, held: Sequence[Held]) -> Read:
     """(rule, masses) of the step that ``optimizer`` has just made on the parameters ``held``.
 
     An optimizer that has a method ``step_rule(held)`` says it itself. A rule that is wrong costs tightness of T4 and T5, not
-    their validity. Raises TypeError where it returns anything else.
+    their validity. What it raises comes through; it says that it knows nothing by ``StepRule(name, known=False)``. Raises
+    TypeError where it returns anything else.
     """
     name = type(optimizer).__name__
     if not held:
         return StepRule(name, still=True, note="nothing was moved"), {}
+    if callable(
+        getattr(optimizer, "step_rule", None)
+    ):  # not in the try: a KeyError of the user's is an error of theirs
+        return _said(optimizer.step_rule(held), name)
     try:
         if type(optimizer) is Woodbury:
             return _woodbury(optimizer, held)
         if type(optimizer) in (RLO, RLOLambda, RLOLifted):
             return _rlo(held, name)
-        if callable(getattr(optimizer, "step_rule", None)):
-            return _said(optimizer.step_rule(held), name)
         return read_torch(optimizer, held)
     except LookupError as error:
         return unknown(name, str(error).strip("'\""))

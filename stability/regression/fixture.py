@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stability.assumptions.catalogue import CATALOGUE, KEY_OF, known_key, known_keys
+from stability.assumptions.catalogue import CATALOGUE, KEY_OF, known_key, known_keys, theorem_keys
 from stability.assumptions.failures import AssumptionViolated, BaselineMissing, ConstantMoved
 from stability.assumptions.report import AssumptionReport, in_words
 from stability.assumptions.verdict import Assumption, worst_first
@@ -40,9 +40,9 @@ class Options:
                     f"pytest.mark.assumption takes {', '.join(cls.__dataclass_fields__)}; got {name} = {given[name]!r}"
                 )
         found = dict(given)
-        for name in ("allow", "skip"):
+        for name, keys in (("allow", known_keys), ("skip", theorem_keys)):
             if name in found:
-                found[name] = known_keys(found[name], name)
+                found[name] = keys(found[name], name)
         if found.get("undecided", "fail") not in UNDECIDED:
             raise ValueError(f"undecided must be 'fail' or 'pass', got {found['undecided']!r}")
         return cls(**found)

@@ -12,7 +12,6 @@ Regression targets of scikit-learn's sets are standardised too, column by column
 would set the scale of every bound.
 """
 
-import importlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from studies.definition.imported import imported
 from studies.definition.training import DOWNLOADED, FILES, Data
 
 NORM = np.sqrt(8)
@@ -152,12 +152,7 @@ def _from_sklearn(data: Data) -> tuple[Any, Any]:
 
 def _from_function(data: Data) -> tuple[Any, Any]:
     """(x, y) of the user's function, or of the torch Dataset that it returns."""
-    module, _, name = data.name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"data.name = {data.name} cannot be imported: {error}") from error
-    found = function(**data.arguments)
+    found = imported(data.name, "data.name")(**data.arguments)
     if isinstance(found, tuple) and len(found) == 2:
         return tuple(np.asarray(part) for part in found)
     if not (hasattr(found, "__len__") and hasattr(found, "__getitem__")):

@@ -1,11 +1,12 @@
 """The networks that a study trains, with an initialisation that no global random state takes part in."""
 
-import importlib
 import inspect
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from studies.definition.imported import imported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,11 +107,7 @@ def own_model(
     import torch
     from torch import nn
 
-    module, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model.architecture = {name} cannot be imported: {error}") from error
+    factory = imported(name, "model.architecture")
     seed = int(stream.generate_state(1, np.uint64)[0] >> 1)
     parameters = inspect.signature(factory).parameters
     any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -4,10 +4,11 @@ A kind says what a point computes and which tables it writes; grid, overrides, e
 frame are the same for all. ``docs/studies.md`` shows one being added.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from studies.definition.imported import imported
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,17 +90,13 @@ def kind_of(name: str) -> Kind:
     from studies.definition.config_text import nearest
 
     place = KINDS.get(name, name) if isinstance(name, str) else ""
-    module, colon, attribute = place.partition(":")
-    if not colon:
+    if ":" not in place:
         guess = nearest(name, KINDS) if isinstance(name, str) else None
         raise ValueError(
             f"kind = {name!r} should be one of {', '.join(KINDS)}, or your own as package.module:NAME"
             + (f", did you mean {guess}?" if guess else "")
         )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"kind = {name!r} cannot be imported: {error}") from error
+    found = imported(place, "kind")
     if not isinstance(found, Kind):
         raise ValueError(f"kind = {name!r} is a {type(found).__name__}; expected a studies.definition.kinds.Kind")
     return found

@@ -1,6 +1,6 @@
 """The clock of budgets in seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter, process_time
 
 
@@ -21,3 +21,13 @@ def clock_of(device: str) -> Callable[[], float]:
         return perf_counter()
 
     return drained
+
+
+def seconds_of(config: Mapping) -> str:
+    """What the seconds of a study are, by its config: "CPU", "wall", or "CPU or wall" where the device is an axis of both.
+
+    >>> seconds_of({"device": "cuda:1"}), seconds_of({"grid": {"device": ["cpu", "cuda"]}})
+    ('wall', 'CPU or wall')
+    """
+    devices = config.get("grid", {}).get("device") or [config.get("device", "cpu")]
+    return " or ".join(sorted({"CPU" if device == "cpu" else "wall" for device in devices}))

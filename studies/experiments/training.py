@@ -1,8 +1,9 @@
 """The training loop of every study that compares optimizers, and what is asked of a network along it."""
 
-import importlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from studies.definition.imported import imported
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +21,7 @@ def named_loss(name: str) -> "Loss":
     """
     from stability import resolve_loss
 
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return resolve_loss(name)
-    try:
-        return resolve_loss(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss = {name} cannot be imported: {error}") from error
+    return resolve_loss(imported(name, "loss") if ":" in name else name)
 
 
 def training(

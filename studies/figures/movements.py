@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ORDER = ("SGD", "SGD, momentum", "Adam", "Gauss–Newton")
-BUDGETS = {"iterations": "inner iterations of each outer step", "seconds": "CPU time of each outer step [s]"}
+BUDGETS = {"iterations": "inner iterations of each outer step", "seconds": "{clock} time of each outer step [s]"}
 
 
 def look(solver: str) -> dict:
@@ -31,10 +31,11 @@ def look(solver: str) -> dict:
 
 
 @styled
-def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str) -> Axes:
+def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str, clock: str = "CPU") -> Axes:
     """Largest tracking error of one problem, as a share of the way, against a budget (``iterations`` or ``seconds``).
 
-    A line per solver at its best learning rate: means over seeds, bars from the least to the largest.
+    ``clock``: what the seconds are, "CPU" or "wall". A line per solver at its best learning rate: means over seeds, bars
+    from the least to the largest.
     """
     from studies.experiments.movements import tuned
 
@@ -46,7 +47,7 @@ def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str) -> A
         mean, low, high = by.mean(), by.min(), by.max()
         ax.errorbar(mean.index, mean, yerr=[mean - low, high - mean], label=solver, elinewidth=0.6, **look(solver))
     if len(rows):
-        n_axis(ax, sorted(rows["per_step"].unique()), BUDGETS[budget], margin=1.3)
+        n_axis(ax, sorted(rows["per_step"].unique()), BUDGETS[budget].format(clock=clock), margin=1.3)
     log_y(ax, *log_limits(own["tracking"]))  # of both budgets: the two panels of a problem compare
     ax.set_ylabel("largest tracking error,\nshare of the way [no unit]")
     return ax
@@ -85,14 +86,14 @@ def solver_legend(figure: Figure, solvers: list[str]) -> None:
 
 
 @styled
-def budget_figure(summary: pd.DataFrame) -> Figure:
-    """Tracking error as a share of the way against iterations (left) and seconds (right), a row for each problem."""
+def budget_figure(summary: pd.DataFrame, clock: str = "CPU") -> Figure:
+    """Tracking error as a share of the way against iterations (left) and ``clock`` seconds (right), a row for each problem."""
     problems = list(dict.fromkeys(summary["problem"]))
     figure = new_figure(PAGE, 2.3 * len(problems) + 0.3)
     axes = figure.subplots(len(problems), 2, squeeze=False, sharey="row")
     for row, problem in zip(axes, problems, strict=True):
         for ax, budget in zip(row, BUDGETS, strict=True):
-            draw_budget(ax, summary, problem, budget)
+            draw_budget(ax, summary, problem, budget, clock)
             ax.set_title(problem, loc="left")
         row[1].set_ylabel("")
     solver_legend(figure, solvers_of(summary))

@@ -69,6 +69,7 @@ def work(study: DiffusionStudy, point: Point) -> float:
 
 
 def sections(frames) -> list[Section]:
+    from studies.experiments.clock import seconds_of
     from studies.figures.diffusion import rounds_figure, samples_figure
 
     return [
@@ -85,8 +86,8 @@ def sections(frames) -> list[Section]:
             "samples",
             "Samples",
             "Top: held-out digits and their reconstructions, the most that the decoder can show. Below: samples of the "
-            "network trained under each solver, equal CPU seconds, first seed. Look at which rows hold digits that "
-            "could stand in the top one.",
+            f"network trained under each solver, equal {seconds_of(frames.config)} seconds, first seed. Look at "
+            "which rows hold digits that could stand in the top one.",
             lambda: samples_figure(frames),
         ),
     ]

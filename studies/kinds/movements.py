@@ -75,10 +75,11 @@ def work(study: MovementStudy, point: Point) -> float:
 
 
 def sections(frames) -> list[Section]:
+    from studies.experiments.clock import seconds_of
     from studies.figures.movements import bound_figure, budget_figure
     from studies.figures.wording import plural
 
-    summary = frames.summary
+    summary, clock = frames.summary, seconds_of(frames.config)
     return [
         Section(
             "budgets",
@@ -87,10 +88,10 @@ def sections(frames) -> list[Section]:
             "sequence goes "
             f"(mean over {plural(summary['seed'].nunique(), 'seed')}, bars: least and largest). Left: equal inner "
             "iterations a step; "
-            "right: equal CPU seconds. Learning rates of the first-order solvers are the best of three at every "
+            f"right: equal {clock} seconds. Learning rates of the first-order solvers are the best of three at every "
             "budget. Look at how far "
             "below the others the second-order line runs.",
-            lambda: budget_figure(summary),
+            lambda: budget_figure(summary, clock),
         ),
         Section(
             "bounds",
@@ -105,6 +106,7 @@ def sections(frames) -> list[Section]:
 
 
 def finding(frames) -> list[str]:
+    from studies.experiments.clock import seconds_of
     from studies.experiments.movements import tuned
     from studies.findings.written import number
 
@@ -128,7 +130,7 @@ def finding(frames) -> list[str]:
         if "Gauss–Newton" in mean and len(mean) > 1:
             other = mean.drop("Gauss–Newton")
             said.append(
-                f"{problem}, {longest:g} CPU seconds a step: {number(mean['Gauss–Newton'])} against "
+                f"{problem}, {longest:g} {seconds_of(frames.config)} seconds a step: {number(mean['Gauss–Newton'])} against "
                 f"{number(other.min())} "
                 f"({other.idxmin()})."
             )
@@ -141,6 +143,7 @@ def finding(frames) -> list[str]:
 
 
 def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
+    from studies.experiments.clock import seconds_of
     from studies.experiments.movements import tuned
 
     best = tuned(frames.summary)
@@ -151,7 +154,8 @@ def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
         iterations=("iterations", "median"),
         seconds=("seconds", "median"),
     ).rename(columns={"per_step": "δ, share of the way"})
-    found = [("Inner iterations and CPU seconds until every outer step is within δ (all steps together)", reach)]
+    clock = seconds_of(frames.config)
+    found = [(f"Inner iterations and {clock} seconds until every outer step is within δ (all steps together)", reach)]
     if len(frames.degeneracy):
         table = frames.degeneracy.drop(columns=["solver", "reason"])
         found.append(

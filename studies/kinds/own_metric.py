@@ -1,8 +1,9 @@
 """The output metric of a study of loops: one of the kernel's by name, or the user's own by the place where it is."""
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from studies.definition.imported import imported
 
 if TYPE_CHECKING:
     from nt_kernel.metric.output_metric import OutputMetric
@@ -16,10 +17,4 @@ def own_metric(name: str) -> "str | OutputMetric | Callable":
     >>> own_metric("identity"), own_metric("nt_kernel.metric.output_metric:softmax_factor").__name__
     ('identity', 'softmax_factor')
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return name
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"output_metric = {name} cannot be imported: {error}") from error
+    return imported(name, "output_metric") if ":" in name else name

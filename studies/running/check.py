@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from stability.assumptions.catalogue import CATALOGUE, known_key, known_keys
+from stability.assumptions.catalogue import CATALOGUE, theorem_key, theorem_keys
 
 if TYPE_CHECKING:
     from stability.assumptions.report import AssumptionReport
@@ -42,8 +42,8 @@ def check_study(arguments: argparse.Namespace) -> int:
     from studies.definition.config import Study
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
-    options = {"limits": limits_from(arguments.limit), "skip": known_keys(arguments.skip, "--skip")}
-    allowed = known_keys(arguments.allow, "--allow")
+    options = {"limits": limits_from(arguments.limit), "skip": theorem_keys(arguments.skip, "--skip")}
+    allowed = theorem_keys(arguments.allow, "--allow")
     reports: dict[Point, AssumptionReport] = {}
     for point in study.points():
         reports[point] = check_point(study, point, **options)
@@ -107,7 +107,7 @@ def limits_from(texts: list[str]) -> dict[str, float]:
             value = None
         if not equals or value is None:
             raise ValueError(f"--limit takes NAME=NUMBER, such as no_kernel_drift=0.5; got {text!r}")
-        found[known_key(name)] = value
+        found[theorem_key(name)] = value
     return found
 
 

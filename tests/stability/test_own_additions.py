@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stability import ClosedLoop, Rung, StepRule, certify, check_assumptions, record
+from stability import ClosedLoop, Replacement, Rung, StepRule, certify, check_assumptions, record
 from stability.assumptions import CATALOGUE, Seen, Spec, add_assumption, remove_assumption
 from stability.recording.rung import THEORY_FREE, Cost
 
@@ -85,6 +85,9 @@ def test_what_is_no_rung_is_refused():
         certify(*runs, further=[lambda *_: 1.0])
     with pytest.raises(ValueError, match="there is a rung 'T5' already"):
         certify(*runs, further=[lambda S, twin, found: found["T5"]])
+    for wrong in (residuals, "residuals", None, [1.0]):
+        with pytest.raises(TypeError, match="further must be a list of functions, got "):
+            certify(*runs, further=wrong)
 
 
 def test_an_optimizer_that_says_its_rule_is_followed_exactly():
@@ -116,6 +119,15 @@ def test_a_wrong_rule_costs_tightness_and_not_validity():
 def test_a_rule_must_be_one():
     with pytest.raises(TypeError, match=r"PerLayer.step_rule must return \(StepRule, masses"):
         trained(a, optimizer=lambda ps: PerLayer(ps, 0.3, (2.0, 0.5), "nothing"))
+
+
+def test_an_error_in_a_rule_of_ones_own_comes_through():
+    class Broken(PerLayer):
+        def step_rule(self, held):
+            return {}["oops"]
+
+    with pytest.raises(KeyError, match="oops"):
+        trained(a, optimizer=lambda ps: Broken(ps, 0.3, (2.0, 0.5)), steps=1)
 
 
 def test_the_rule_reaches_the_closed_loop():
@@ -167,6 +179,19 @@ def test_it_sees_no_twins_under_another_loss(light):
     assert light[-1].twins is None
 
 
+def test_what_it_writes_into_does_not_reach_the_caller(light):
+    mine, targets = x.clone(), a.clone()
+    spec = Spec("writes", "writes", "q", "–", 1.0, True, "m")
+    add_assumption(spec)(lambda seen: (seen.x.zero_().sum() + seen.targets.zero_().sum()).item())
+    try:
+        twins = [Replacement(0, torch.ones(3).double(), torch.ones(1).double())]
+        check_assumptions(model_at(0.5), (mine, targets), **OPTIONS, replacements=twins)
+    finally:
+        remove_assumption("writes")
+    assert torch.equal(mine, x)
+    assert torch.equal(targets, a)
+
+
 def test_what_it_returns_is_checked():
     spec = Spec("odd", "odd", "q", "–", 1.0, True, "m")
     for returned, words in ((None, "must return a number"), ((1.0, {"where": 3}), "the place of assumption odd has")):
@@ -186,6 +211,13 @@ def test_what_it_returns_is_checked():
 def test_keys_and_names_are_taken_once():
     with pytest.raises(ValueError, match="already"):
         add_assumption(CATALOGUE["positive_rate"])
+    spec = Spec("mine", "mine", "q", "–", 1.0, True, "m")
+    for changed in ({"key": "dissipation"}, {"name": "local non-degeneracy"}, {"name": "dissipation"}):
+        with pytest.raises(ValueError, match="already"):
+            add_assumption(replace(spec, **changed))
+    for bad in (math.nan, math.inf, -1.0, "1"):
+        with pytest.raises(ValueError, match="the limit of mine must be a finite number >= 0"):
+            add_assumption(replace(spec, limit=bad))
     with pytest.raises(ValueError, match="'positive_rate' was not added"):
         remove_assumption("positive_rate")
     with pytest.raises(TypeError, match="takes a Spec, got str"):

@@ -12,6 +12,7 @@ from stability import check_assumptions, movement_assumptions, naim_assumptions
 from stability.assumptions import CATALOGUE, SYSTEM_CONTROLS, SYSTEMS, AssumptionViolated
 from stability.assumptions.controls import linear, network, samples
 from stability.assumptions.systems import convex_energy
+from stability.testing import each_assumption
 from tests.reference import F64
 
 PAGE = mutation_table.PAGE.read_text(encoding="utf-8")
@@ -90,6 +91,42 @@ def test_numbers_that_are_none_are_refused():
         naim_assumptions(watched(), floor=10.0)
     with pytest.raises(ValueError, match="inexactness is no assumption of theorem 3"):
         check_assumptions(network(nn.Tanh()), samples(), {"lr": 0.1}, limits={"inexactness": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("key", "function"), [("dissipation", "naim_assumptions"), ("convex energy", "movement_assumptions")]
+)
+def test_where_theorem_3_is_checked_they_are_refused(key, function):
+    from stability.regression.fixture import Options
+
+    for refusing in (
+        lambda: check_assumptions(network(nn.Tanh()), samples(), {"lr": 0.1}, skip=[key]),
+        lambda: each_assumption(only=[key]),
+        lambda: each_assumption(skip=[key]),
+        lambda: Options.of({"skip": [key]}),
+    ):
+        with pytest.raises(ValueError, match=f"is no assumption of theorem 3; {function} measures it"):
+            refusing()
+    assert Options.of({"allow": [key]}).allow  # the fixture requires reports of theirs too
+
+
+def test_what_is_no_record_no_run_and_no_floor_is_named():
+    with pytest.raises(TypeError, match="floor must be a number, a lower bound of h; got 'x'"):
+        naim_assumptions(watched(), floor="x")
+    for bad in (float("nan"), float("-inf")):
+        with pytest.raises(ValueError, match="floor must be finite"):
+            naim_assumptions(watched(), floor=bad)
+    with pytest.raises(TypeError, match="record must be a NaimRecord"):
+        naim_assumptions("record")
+    run, energy, model, _ = movement()
+    with pytest.raises(TypeError, match="run must be of type MovementRun, got dict"):
+        movement_assumptions({}, energy)
+    with pytest.raises(TypeError, match="energy must be of type Energy, got Linear"):
+        movement_assumptions(run, model)
+    with pytest.raises(TypeError, match="model must be of type Module, got Tensor"):
+        movement_assumptions(run, energy, torch.ones(1))
+    with pytest.raises(ValueError, match="model was given without x"):
+        movement_assumptions(run, energy, model)
 
 
 def movement(**options):

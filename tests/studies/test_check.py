@@ -53,6 +53,13 @@ def test_the_exit_status_is_the_worst_verdict_that_counts(fake, capsys, kinds, o
     assert f"digits: {word} at 1 points" in out
 
 
+@pytest.mark.parametrize("option", ["--skip=dissipation", "--allow=dissipation", "--limit=dissipation=1"])
+def test_assumptions_of_other_systems_are_refused(fake, capsys, option):
+    fake("holds")
+    assert main([*SMALL, option]) == 2
+    assert "no assumption of theorem 3; naim_assumptions" in capsys.readouterr().err
+
+
 def test_quick_checks_the_points_of_the_quick_study(fake, capsys):
     fake("holds")
     assert main(["check", "digits", "--quick"]) == 0

@@ -1,5 +1,6 @@
 """Studies of movements and latent diffusion: points, tables, figures and words, on the smallest settings that can go wrong."""
 
+from dataclasses import replace
 from time import process_time
 
 import numpy as np
@@ -13,6 +14,7 @@ from studies.experiments.clock import clock_of
 from studies.kinds.diffusion import DIFFUSION
 from studies.kinds.movements import MOVEMENTS
 from studies.results.frames import Frames
+from tests.studies.every_kind import KINDS
 
 TINY = [
     "n=8", "width=6", "steps=2", "iterations=1,3", "seconds=0.01", "deltas=0.5", "most=5", "widths=6",
@@ -95,6 +97,23 @@ def test_seconds_are_those_of_the_study_s_device(monkeypatch):
     assert drained == ["cuda:1", "cuda:1"]
     assert 0 <= second - first < 60
     assert clock_of("cpu") is process_time
+
+
+@pytest.mark.parametrize(("device", "clock"), [("cpu", "CPU"), ("cuda", "wall")])
+def test_the_words_say_which_seconds_they_are(device, clock):
+    other = {"CPU": "wall", "wall": "CPU"}[clock]
+    told = []
+    for name, kind in (("movements", MOVEMENTS), ("diffusion", DIFFUSION)):
+        frames = replace(KINDS[name](), config={"device": device})
+        told += [section.caption for section in kind.sections(frames)] + kind.finding(frames)
+        told += [title for title, _ in kind.numbers(frames)]
+        if kind is MOVEMENTS:
+            told += [ax.get_xlabel() for ax in kind.sections(frames)[0].make().axes]
+    words = " ".join(told)
+    assert words.count(f"{clock} seconds") == 5  # two captions, a sentence for each problem, a table
+    assert words.count(f"{clock} time") == 2
+    assert f"{other} seconds" not in words
+    assert f"{other} time" not in words
 
 
 def test_tuning_by_a_target_prefers_whoever_reaches_it():
