@@ -37,9 +37,8 @@ def read_rule(optimizer: torch.optim.Optimizer, held: Sequence[Held]) -> Read:
     name = type(optimizer).__name__
     if not held:
         return StepRule(name, still=True, note="nothing was moved"), {}
-    if callable(
-        getattr(optimizer, "step_rule", None)
-    ):  # not in the try: a KeyError of the user's is an error of theirs
+    # not in the try: a KeyError of the user's is an error of theirs
+    if callable(getattr(optimizer, "step_rule", None)):
         return _said(optimizer.step_rule(held), name)
     try:
         if type(optimizer) is Woodbury:
