@@ -6,22 +6,37 @@ from tests.studies.every_kind import PAGES, write_page
 from tests.studies.page_faults import static_faults
 
 
+QUICK = {"twins", "rlo", "predict"}  # one of each template; drawing the rest takes half a minute
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pages")
-    return {kind: write_page(kind, folder / kind.replace(" ", "-")).read_text(encoding="utf-8") for kind in PAGES}
+def page_of(tmp_path_factory):
+    """kind → its page, drawn when it is first asked for."""
+    folder, drawn = tmp_path_factory.mktemp("pages"), {}
+
+    def page(kind: str) -> str:
+        if kind not in drawn:
+            drawn[kind] = write_page(kind, folder / kind.replace(" ", "-")).read_text(encoding="utf-8")
+        return drawn[kind]
+
+    return page
 
 
-@pytest.mark.parametrize("kind", PAGES)
-def test_a_sound_page(kind, pages):
-    assert static_faults(pages[kind]) == []
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in PAGES]
+)
+def test_a_sound_page(kind, page_of):
+    assert static_faults(page_of(kind)) == []
 
 
-def test_the_page_of_bounds_has_its_assumptions(pages):
-    for kind in ("twins", "twins of two widths"):
-        assert "Assumptions of the theorem" in pages[kind]
-        assert '<th scope="row" class="text">positive rate</th>' in pages[kind]
-    assert '<a href="#assumptions-width64">' in pages["twins of two widths"]
+def test_the_page_of_bounds_has_its_assumptions(page_of):
+    assert "Assumptions of the theorem" in page_of("twins")
+    assert '<th scope="row" class="text">positive rate</th>' in page_of("twins")
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_page_have_their_own(page_of):
+    assert '<a href="#assumptions-width64">' in page_of("twins of two widths")
 
 
 MUTANTS = {
@@ -43,7 +58,8 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_spoilt_page_is_seen(mutant, pages):
+def test_a_spoilt_page_is_seen(mutant, page_of):
     (before, after), fault = MUTANTS[mutant]
-    assert before in pages["twins"]
-    assert any(fault in found for found in static_faults(pages["twins"].replace(before, after, 1)))
+    sound = page_of("twins")
+    assert before in sound
+    assert any(fault in found for found in static_faults(sound.replace(before, after, 1)))
