@@ -5,7 +5,6 @@ import pytest
 from tests.studies.every_kind import PAGES, write_page
 from tests.studies.page_faults import static_faults
 
-
 QUICK = {"twins", "rlo", "predict"}  # one of each template; drawing the rest takes half a minute
 
 
