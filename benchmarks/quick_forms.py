@@ -61,7 +61,7 @@ def page(rows: list[tuple], load: float) -> str:
         "report. Memory: planned for the largest point, and the largest process of the run (which can be the one that "
         "draws the report).",
         "",
-        f"Longest command: {worst[0]}, {worst[3]:.0f} s.",
+        f"{len(rows)} of {len(shipped())} studies timed. Longest command: {worst[0]}, {worst[3]:.0f} s.",
         "",
         "| study | planned [s] | points [s] | command [s] | memory planned [MiB] | memory [MiB] |",
         "|---|--:|--:|--:|--:|--:|",
@@ -83,7 +83,7 @@ def main() -> None:
         command, points, peak = taken(name)
         rows.append((name, foretold, points, command, memory, peak))
         print(rows[-1], file=sys.stderr)
-    RESULTS.write_text(page(rows, load))
+        RESULTS.write_text(page(rows, load))  # what has been timed stays, should the rest be stopped
 
 
 if __name__ == "__main__":

@@ -253,6 +253,7 @@ def test_only_drawing_imports_seaborn():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_redraw_gives_the_same_bytes(tmp_path):
     """In two processes with different hash seeds and at different times."""
     code = (

@@ -58,6 +58,7 @@ def test_a_metric_rung_that_applies_in_some_pairs_says_where_it_does_not(study):
     assert "T2H not applicable\nat n = 12 (its rate is not above 0)" in ax.get_xlabel()
 
 
+@pytest.mark.slow
 def test_the_report_says_so_in_words(study, tmp_path):
     page = write_report(synthetic.write(study, tmp_path)).read_text(encoding="utf-8")
     assert "do not apply: they need ½‖y − a‖²" in page

@@ -144,6 +144,7 @@ def test_no_nan_reaches_the_reader(page):
     assert not [words for words in page.words if re.search(r"\bnan\b", words)]
 
 
+@pytest.mark.slow
 def test_a_redraw_gives_the_same_page(folder, text):
     write_report(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == text
@@ -172,6 +173,7 @@ def test_a_single_point_without_config_or_other_tables(tmp_path):
     assert not re.search("id=.exponents|href=.#exponents", text)
 
 
+@pytest.mark.slow
 def test_two_widths_get_a_part_each(tmp_path):
     small = synthetic.frames(ns=(6,), masses=(1.0,), seeds=1, steps=5)
     wide = synthetic.frames(ns=(6,), masses=(1.0,), seeds=1, steps=5, width=256)
