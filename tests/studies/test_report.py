@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import pytest
 
 from studies.report.page import inline_svg, write_report
 from studies.report.tables import MEANING, assumption_table, flag_list, meanings, median_tables
-from tests.studies import synthetic
+from tests.studies import page_faults, synthetic
 
 CONFIG = """
 title = "Twins on digits <&>"
@@ -26,31 +25,14 @@ date = "2026-01-01T00:00:00+00:00"
 host = "a-machine-name"
 torch = "2.13.0"
 """
-VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
-class Page(HTMLParser):
+class Page(page_faults.Page):
     """Elements with their attributes; complains about tags that do not nest."""
 
     def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.open, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+        super().__init__(text)
+        assert self.astray == []
 
 
 @pytest.fixture(scope="module")
