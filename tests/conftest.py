@@ -1,5 +1,6 @@
 """Shared by all tests: the devices, and hypothesis settings that give the same examples on every run."""
 
+import gc
 import re
 
 import pytest
@@ -10,6 +11,10 @@ settings.register_profile("house", deadline=None, derandomize=True, max_examples
 settings.load_profile("house")
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # ten thousand collected tests stay to the end: tests that call the collector need not wait for them
 
 
 def pytest_runtest_setup(item):

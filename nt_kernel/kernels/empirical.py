@@ -1,6 +1,5 @@
 """The empirical neural tangent kernel J(x₁)J(x₂)ᵀ of a model: whole, per class, traced, per layer, within a memory limit."""
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -125,7 +124,6 @@ class _Task:
             return cls(*points(), wanted, (0, 0))
         with LiveBytes() as seen:
             rows, columns = points()
-            gc.collect()  # what recording the model's path leaves hangs together in circles
             check = seen.peak, seen.live
         return cls(rows, columns, wanted, check)
 

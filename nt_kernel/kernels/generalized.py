@@ -1,6 +1,5 @@
 """How the generalized kernel comes about: Gram matrices between the point sets, then the inner system of every block."""
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -69,7 +68,6 @@ class GeneralizedTask:
             )
         with LiveBytes() as seen:
             found = point_sets(model, x, x1, x2, output=output, whole=False)
-            gc.collect()  # what recording the model's path leaves hangs together in circles
             check = seen.peak, seen.live
         return cls(found, **rest, check=check)
 

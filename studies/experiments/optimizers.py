@@ -1,6 +1,5 @@
 """Optimizers by name: this project's, any of torch.optim, or the user's own class; with their arguments from the study."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from studies.definition.config_text import nearest
 from studies.definition.fields import IMPORTABLE
+from studies.definition.imported import imported
 
 if TYPE_CHECKING:
     import torch
@@ -106,15 +106,11 @@ def _class(wanted: str) -> tuple[type, str]:
         import optim
 
         return getattr(optim, OURS[wanted.lower()]), OURS[wanted.lower()]
-    module, colon, attribute = wanted.partition(":")
-    if not colon:
+    if ":" not in wanted:
         import torch
 
         matching = [known for known in dir(torch.optim) if known.lower() == wanted.lower()]
         if not matching:
             raise ValueError(f"optimizer {wanted}: torch {torch.__version__} has no such class in torch.optim")
         return getattr(torch.optim, matching[0]), ""
-    try:
-        return getattr(importlib.import_module(module), attribute), ""
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"optimizer {wanted} cannot be imported: {error}") from error
+    return imported(wanted, "optimizer"), ""

@@ -18,6 +18,8 @@ def _a_young_heap():
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def live_tensors() -> list[torch.Tensor]:

@@ -303,7 +303,7 @@ def test_what_no_study_may_ask_for(study, override, words):
     [
         (["data.name=diabetes"], "data.name = diabetes has numbers as targets; kind = rlo needs classes"),
         (['grid.data.name=["digits", "diabetes"]', "width=4"], "data.name = diabetes has numbers"),
-        (["rule.name=nosuchmod:Opt"], "optimizer nosuchmod:Opt cannot be imported"),
+        (["rule.name=nosuchmod:Opt"], "optimizer = nosuchmod:Opt cannot be imported"),
         (['grid.rule.name=["rlo", "torch.optim:Absent"]'], "torch.optim:Absent cannot be imported"),
         (["rule.name=Rprop", "rule.weight_decay=0.5"], "does not take .*weight_decay=0.5"),
         (["rule.name=rlo-lifted"], "RLOLifted needs an eta below 1"),
