@@ -15,7 +15,7 @@ from benchmarks.cpu_time import OnCpu
 from benchmarks.step import TOLERANCE, first_step_error, training_step
 from benchmarks.timing import Contender, Entry, Settings, compare, table
 from benchmarks.workloads import WORKLOADS
-from optim import GaussNewton, SquaredEnergy, Woodbury
+from optim import GaussNewton, LevenbergMarquardt, SquaredEnergy, Woodbury
 from optim.movements.inner import InnerProblem, network_outputs
 
 BASE = "Woodbury"
@@ -23,13 +23,15 @@ TITLE = "Inner iteration of a minimizing movement"
 ABOUT = (
     "One Gauss–Newton iteration of E = ½‖u − a‖², τ = 1 (Jacobian pass, joint system, move, forward pass) against one step of "
     "Woodbury (zero_grad, forward, backward, step) at batch size B. ε = 0.5 makes the systems of both about equally hard, "
-    "I + (b/ε)K/N with b/ε = 4 against I + K/N; ε = 10⁻³ is where Levenberg–Marquardt works. CPU seconds. `error`: "
-    "‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖, for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
+    "I + (b/ε)K/N with b/ε = 4 against I + K/N; ε = 10⁻³ is where Levenberg–Marquardt starts: its first iteration, from the "
+    "same parameters each time, trials and their forward passes included. CPU seconds. "
+    "`error`: ‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖, for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
 )
 RATIO = "× Woodbury"
 CASES = [("W1", 32, "float32"), ("W1", 128, "float32"), ("W1", 32, "float64"), ("W2", 32, "float32")]
 QUICK = [("W1", 8, "float32")]
 DAMPINGS = {"Gauss–Newton, ε = 0.5": 0.5, "Gauss–Newton, ε = 1e-3": 1e-3}
+TRUST = "Levenberg–Marquardt"
 # ε is this small beside w JᵀBJ: a float32 solve leaves as much more of ε's share behind.
 ROOM = {0.5: 1.0, 1e-3: 30.0}
 
@@ -41,10 +43,10 @@ def problem(model: nn.Module, x: Tensor, targets: Tensor) -> InnerProblem:
     return InnerProblem(model, x, SquaredEnergy(targets), 1.0, u + 0.1)
 
 
-def move_error(model: nn.Module, x: Tensor, targets: Tensor, epsilon: float) -> float:
-    """The relative residual of the first move's normal equations, in float64."""
+def move_error(model: nn.Module, x: Tensor, targets: Tensor, epsilon: float, solver: GaussNewton) -> float:
+    """The relative residual of the normal equations at ε of the first move of ``solver``, in float64."""
     moved = deepcopy(model)
-    next(GaussNewton(damping=epsilon).session(moved).iterate(problem(moved, x, targets)))
+    next(solver.session(moved).iterate(problem(moved, x, targets)))
     exact = deepcopy(model).double()
     params = {n: p.detach() for n, p in exact.named_parameters()}
     after = dict(moved.named_parameters())
@@ -76,9 +78,25 @@ def contenders(workload: str, batch: int, dtype: str, device: str) -> dict[str, 
         session = deepcopy(model)
         # A hundredth of each step: the networks stay comparable over all the iterations that are timed.
         iterations = GaussNewton(damping=epsilon, lr=0.01).session(session).iterate(problem(session, x, targets))
-        error = move_error(model, x, targets, epsilon) / ROOM[epsilon]
+        error = move_error(model, x, targets, epsilon, GaussNewton(damping=epsilon)) / ROOM[epsilon]
         found[name] = Contender(OnCpu(lambda iterations=iterations: next(iterations)), error)
+    trust = LevenbergMarquardt(start=1e-3)
+    error = move_error(model, x, targets, trust.start, GaussNewton(damping=trust)) / ROOM[trust.start]
+    found[TRUST] = Contender(OnCpu(first_trust_region_iteration(model, x, targets, trust)), error)
     return found
+
+
+def first_trust_region_iteration(model: nn.Module, x: Tensor, targets: Tensor, trust: LevenbergMarquardt):
+    """A function that makes it, from the same parameters each time."""
+    moved = deepcopy(model)
+    start, one = [p.detach().clone() for p in model.parameters()], problem(moved, x, targets)
+
+    def iteration() -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(moved.parameters()), start)
+        next(GaussNewton(damping=trust).session(moved).iterate(one))
+
+    return iteration
 
 
 def report(settings: Settings, cases: Sequence[tuple[str, int, str]], stem: Path) -> Iterator[str]:

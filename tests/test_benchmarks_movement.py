@@ -13,16 +13,28 @@ def test_gauss_newton_contenders_solve_their_equations(tmp_path):
     found = movement.contenders("W1", 4, "float64", "cpu")
     assert all(c.error <= movement.TOLERANCE["float64"] for c in found.values())
     (page,) = movement.report(FAST, [("W1", 4, "float32")], tmp_path / "x")
-    assert page.count("| W1, B = 4, float32 |") == 3
+    assert page.count("| W1, B = 4, float32 |") == 4
     assert "disagrees" not in page
 
 
-def test_a_wrong_damping_is_noticed(monkeypatch):
+def test_a_wrong_damping_is_noticed():
     model = movement.WORKLOADS["W1"].model("float64", "cpu")
     x, targets = movement.WORKLOADS["W1"].batch(4, "float64", "cpu")
-    made = movement.GaussNewton
-    monkeypatch.setattr(movement, "GaussNewton", lambda damping: made(damping=1.1 * damping))
-    assert movement.move_error(model, x, targets, 0.5) > 1e-3
+    assert movement.move_error(model, x, targets, 0.5, movement.GaussNewton(damping=0.5)) < 1e-12
+    assert movement.move_error(model, x, targets, 0.5, movement.GaussNewton(damping=0.55)) > 1e-3
+
+
+def test_every_trust_region_iteration_starts_from_the_same_parameters(monkeypatch):
+    model = movement.WORKLOADS["W1"].model("float64", "cpu")
+    x, targets = movement.WORKLOADS["W1"].batch(4, "float64", "cpu")
+    seen, made = [], movement.deepcopy
+    monkeypatch.setattr(movement, "deepcopy", lambda m: seen.append(made(m)) or seen[-1])
+    iteration = movement.first_trust_region_iteration(model, x, targets, movement.LevenbergMarquardt(start=1e-3))
+    iteration()
+    once = [p.detach().clone() for p in seen[0].parameters()]
+    iteration()
+    assert not torch.equal(once[0], next(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(once, seen[0].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", rlo.RULES)
