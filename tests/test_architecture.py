@@ -80,11 +80,17 @@ def test_every_floor_has_files():
     assert {name.partition("/")[0] for name in NAMES} == set(FLOORS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_go_downwards_only(name):
-    own = name.partition("/")[0]
-    above = set(FLOORS[FLOORS.index(own) + 1 :])
-    assert not imported(TREES[name]) & (above | {"tests", "benchmarks", "examples"})
+def offenders(rule) -> dict[str, object]:
+    """The files of which ``rule(name, tree)`` says something, with what it says."""
+    return {name: found for name, tree in TREES.items() if (found := rule(name, tree))}
+
+
+def test_imports_go_downwards_only():
+    def upwards(name, tree):
+        above = set(FLOORS[FLOORS.index(name.partition("/")[0]) + 1 :])
+        return imported(tree) & (above | {"tests", "benchmarks", "examples"})
+
+    assert offenders(upwards) == {}
 
 
 def modules(tree: ast.AST) -> set[str]:
@@ -95,37 +101,48 @@ def modules(tree: ast.AST) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rooms_of_a_floor_import_those_before_them(name):
-    floor, _, inside = name.partition("/")
-    order, room = ROOMS.get(floor), inside.partition("/")[0].removesuffix(".py")
-    if order is None or room == "__init__":
-        return
-    others = {m.split(".")[1] for m in modules(TREES[name]) if m.startswith(floor + ".")}
-    assert others <= set(order[: order.index(room) + 1])
+def test_rooms_of_a_floor_import_those_before_them():
+    def later_rooms(name, tree):
+        floor, _, inside = name.partition("/")
+        order, room = ROOMS.get(floor), inside.partition("/")[0].removesuffix(".py")
+        if order is None or room == "__init__":
+            return set()
+        others = {m.split(".")[1] for m in modules(tree) if m.startswith(floor + ".")}
+        return others - set(order[: order.index(room) + 1])
+
+    assert offenders(later_rooms) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_cycles_of_relative_imports(name):
-    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(TREES[name])), (
-        "write the full name"
-    )
+def test_no_cycles_of_relative_imports():
+    def relative(_, tree):
+        return ["write the full name" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+
+    assert offenders(relative) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_no_file_contains(name):
-    tree = TREES[name]
-    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "raise ValueError instead of assert"
-    assert ".cuda" not in calls(tree), "take device and dtype from the model"
-    assert not calls(tree) & {
-        "set_default_dtype",
-        ".set_default_dtype",
-        ".set_num_threads",
-        ".simplefilter",
-    } or name.startswith("studies/")
+GLOBAL = {"set_default_dtype", ".set_default_dtype", ".set_num_threads", ".simplefilter", "print"}
+
+
+def unwanted(name: str, tree: ast.AST) -> list[str]:
+    """What a file of the packages must not contain."""
+    called = calls(tree)
+    found = ["raise ValueError instead of assert"] * any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    found += ["take device and dtype from the model"] * (".cuda" in called)
     if not name.startswith("studies/"):
-        assert "print" not in calls(tree)
-        assert not calls(tree) & {".manual_seed"} or uses_own_generator(tree)
+        found += sorted(called & GLOBAL)
+        found += ["the global stream is seeded"] * (".manual_seed" in called and not uses_own_generator(tree))
+    return found
+
+
+def test_what_no_file_contains():
+    assert offenders(unwanted) == {}
+
+
+def test_what_no_file_contains_is_seen():
+    code = "assert x\nx.cuda()\nprint(x)\ntorch.manual_seed(0)\ntorch.set_num_threads(1)"
+    assert len(unwanted("optim/x.py", ast.parse(code))) == 5
+    assert len(unwanted("studies/x.py", ast.parse(code))) == 2
+    assert unwanted("optim/x.py", ast.parse("torch.Generator().manual_seed(0)")) == []
 
 
 def uses_own_generator(tree: ast.AST) -> bool:
@@ -134,14 +151,13 @@ def uses_own_generator(tree: ast.AST) -> bool:
     return all(isinstance(f.value, ast.Call) and getattr(f.value.func, "attr", "") == "Generator" for f in seeds)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_files_are_short(name):
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 400, "one idea per file: split it"
+def test_files_are_short():
+    lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in NAMES}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}, "one idea per file: split it"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_file_says_what_it_is(name):
-    assert ast.get_docstring(TREES[name])
+def test_every_file_says_what_it_is():
+    assert offenders(lambda _, tree: not ast.get_docstring(tree)) == {}
 
 
 def loaded_by(program: str) -> set[str]:

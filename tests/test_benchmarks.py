@@ -302,6 +302,7 @@ def test_peak_memory_is_that_of_the_call():
     assert none < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_contender_is_measured_in_its_own_process(monkeypatch):
     keep(monkeypatch, OURS, REFERENCE)
     ours, peer = memory.peaks(FAST, [("W4", 32, "float32")])
@@ -397,6 +398,7 @@ def test_a_peer_that_cannot_be_had_stops_nothing(monkeypatch, capsys):
     assert capsys.readouterr().err.count("could not be installed") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_command_writes_its_tables(installed, tmp_path, monkeypatch, capsys):
     keep(monkeypatch, OURS, REFERENCE, "nngeometry")

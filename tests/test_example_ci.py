@@ -45,6 +45,7 @@ def project(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_it_passes_as_it_is_and_says_what_changed(project):
     status, out = project()
     assert status == 0, out

@@ -15,6 +15,7 @@ from optim.riemannian.module_step import metric_factors
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_gene_regulation(capsys, tmp_path):
     state = torch.get_rng_state()
     best = {run["name"]: run for run in gene_regulation.main(quick=True, figure=tmp_path / "genes.png")}
@@ -112,6 +113,7 @@ def test_optimal_masses(tmp_path, capsys):
     assert "h/ξ of the recorded run falls" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_routes(tmp_path, capsys):
     found = routes.main(tmp_path, quick=True)
     assert drawn(tmp_path, "routes")

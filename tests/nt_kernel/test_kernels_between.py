@@ -1,5 +1,7 @@
 """Kernels between two point sets, whole, per class, traced and per layer, against dense references; chunks change nothing."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from nt_kernel.products.reduced import diagonal_of, positions_costs, trace_of
 from nt_kernel.products.tiles import gram_of
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import Dense, definite_metric, jacobians, layers_of, singular_metric
+from tests.thinned import thinned
 
 REDUCED = {
     "full": lambda K: K,
@@ -40,8 +43,7 @@ def reference(model, x, x2, output) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("same", [True, False], ids=["one set", "two sets"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "same"), thinned(itertools.product(CASES, [True, False]), 3))
 def test_empirical_ntk(name, same):
     case = CASES[name]
     model, x, other = case.make()

@@ -15,6 +15,7 @@ from nt_kernel.capture.sensitivities import ONE_BY_ONE
 from nt_kernel.kernels.live_bytes import LiveBytes
 from nt_kernel.kernels.memory import format_bytes, parse_bytes
 from tests.nt_kernel.cases import CASES, F64, Custom, mlp
+from tests.thinned import thinned
 
 
 def perceptron():
@@ -156,7 +157,9 @@ def announced(line: str) -> int:
     return parse_bytes(line.partition("predicted peak ")[2].partition(" of ")[0].strip())
 
 
-@pytest.mark.parametrize(("name", "outputs"), [("mlp", "full"), ("mlp", "trace"), ("cnn", "full"), ("wide", "trace")])
+@pytest.mark.parametrize(
+    ("name", "outputs"), thinned([("mlp", "trace"), ("mlp", "full"), ("cnn", "full"), ("wide", "trace")], 4)
+)
 def test_a_limit_is_kept_and_used(name, outputs):
     torch.manual_seed(0)
     model, draw = MODELS[name]()
@@ -221,7 +224,7 @@ def test_nothing_large_runs_before_the_limit_is_known():
     assert max(sizes) <= 2
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 3))
 def test_every_case_has_a_prediction(name):
     case = CASES[name]
     model, x, other = case.make()

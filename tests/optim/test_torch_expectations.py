@@ -42,6 +42,7 @@ class Rosenbrock(nn.Module):
         return a * torch.stack([10 * (v - u.square()), 1 - u])
 
 
+@pytest.mark.slow
 @entries()
 def test_rosenbrock(entry):
     """From (1.5, 1.5) down to the valley v = u², and along it to (1, 1) as far as 200 steps of this kind go."""

@@ -62,15 +62,7 @@ def check(found, A, draw):
     return whole
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    kind=st.sampled_from(["continuous", "discrete"]),
-    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    coupling=st.sampled_from([0.0, 0.01, 0.3, 3.0, 100.0]),
-    share=st.floats(0.05, 0.95),
-)
-@settings(max_examples=300, deadline=None)
-def test_compositions_hold(seed, kind, sizes, coupling, share):
+def check_one(seed, kind, sizes, coupling, share):
     draw = np.random.default_rng(seed)
     (A1, first), (A2, second) = (part(draw, kind, size) for size in sizes)
     B12 = torch.from_numpy(draw.standard_normal(sizes)) * coupling
@@ -103,6 +95,28 @@ def test_compositions_hold(seed, kind, sizes, coupling, share):
         assert g12 * g21 >= room * (1 - 1e-9)
         assert "small-gain condition fails" in closed.reason
         assert closed.metric is None
+
+
+SYSTEMS = {
+    "seed": st.integers(0, 10**6),
+    "kind": st.sampled_from(["continuous", "discrete"]),
+    "sizes": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "coupling": st.sampled_from([0.0, 0.01, 0.3, 3.0, 100.0]),
+    "share": st.floats(0.05, 0.95),
+}
+
+
+@given(**SYSTEMS)
+@settings(max_examples=60, deadline=None)
+def test_compositions_hold(**drawn):
+    check_one(**drawn)
+
+
+@pytest.mark.slow
+@given(**SYSTEMS)
+@settings(max_examples=300, deadline=None)
+def test_compositions_hold_at_length(**drawn):
+    check_one(**drawn)
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])

@@ -1,5 +1,6 @@
 """Predicted twins against twins trained the slow way: exact where theory says so, close elsewhere, within the memory limit."""
 
+import itertools
 from copy import deepcopy
 
 import numpy as np
@@ -18,6 +19,7 @@ from stability.losses import resolve_loss
 from stability.prediction.predict import TwinPredictor, predict_twins
 from stability.prediction.states import aligned
 from tests.stability.dense import F64, DenseRun, small_problem, twin_data
+from tests.thinned import thinned
 
 METHODS = ["kernel-path", "parameter-path", "strided-path", "cg"]
 
@@ -98,8 +100,7 @@ def test_exact_for_models_linear_in_their_parameters(seed, n, p, q, mass, scale,
     assert_predicted(predicted, runs, 1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("q", [1, 2, 4])
+@pytest.mark.parametrize(("q", "method"), thinned(itertools.product([1, 2, 4], METHODS), 3))
 def test_exact_where_the_metric_is_singular_and_outputs_share_parameters(method, q):
     """r⊥, which no ρ reaches, goes through K to outputs that M does see."""
     draw = torch.Generator().manual_seed(q)
@@ -127,7 +128,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "metric", "options"), CASES)
+@pytest.mark.parametrize(("loss", "metric", "options"), thinned(CASES, 2))
 def test_cg_is_the_trained_twin_for_any_loss_and_metric(loss, metric, options):
     model, x, a, zs, held_out = small_problem(seed=3, n=4, p=3, twins=3)
     if loss in ("cross_entropy", "logistic"):
@@ -236,8 +237,10 @@ def least_limit(predict):
     return int(str(caught.value).split(" need ")[1].split(";")[0])
 
 
-@pytest.mark.parametrize("method", METHODS[:3])
-@pytest.mark.parametrize(("n", "width", "Q"), [(12, 24, 5), (5, 96, 1), (8, 12, 40)])
+@pytest.mark.parametrize(
+    ("method", "n", "width", "Q"),
+    thinned(((m, *size) for m in METHODS[:3] for size in [(12, 24, 5), (5, 96, 1), (8, 12, 40)]), 4),
+)
 def test_memory_stays_within_the_limit(method, n, width, Q):
     model, x, a, zs, _ = small_problem(seed=1, n=n, p=4, width=width, twins=12)
     held_out = torch.randn(Q, 3, generator=torch.Generator().manual_seed(0), dtype=F64)

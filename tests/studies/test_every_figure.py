@@ -19,6 +19,7 @@ from studies.findings.exponents import fit_exponent
 from studies.findings.rlo import means
 from studies.findings.waterfall import waterfall
 from tests.studies import every_kind, synthetic
+from tests.thinned import thinned
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "figures.md"
 DRAWING = sorted(name for name in figures.__all__ if name.startswith("draw_") and name != "draw_figures")
@@ -199,7 +200,7 @@ def test_lines_that_look_alike_are_seen():
     assert lines_that_look_alike(ax) == []
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", thinned(FIGURES, 4))
 def test_a_figure_on_paper(name, frames, tmp_path):
     figure = MAKES[name](frames)
     assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)

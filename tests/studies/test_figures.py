@@ -14,6 +14,7 @@ from studies import figures
 from studies.figures.lines import LINES, PER_SAMPLE, STACKED, drawn_lines, spread
 from studies.findings.exponents import fit_exponent
 from tests.studies import synthetic
+from tests.thinned import thinned
 
 MAKERS = {
     "bounds": lambda study: figures.bounds_figure(study.summary, draws=100),
@@ -45,8 +46,7 @@ def overlaps(texts):
     return [(a, b) for (a, box), (b, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
 
 
-@pytest.mark.parametrize("partial", PARTIAL)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "partial"), thinned(itertools.product(MAKERS, PARTIAL), 5))
 def test_drawn_from_what_there_is(name, partial, recwarn):
     """Nothing fails, nothing warns, no text lies on another or leaves the page, whatever is missing."""
     figure = MAKERS[name](synthetic.frames(**PARTIAL[partial], steps=20))
