@@ -1,6 +1,7 @@
 """The shape of the code: which floor imports which, what loads what, and what no file may contain."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,11 @@ ROOMS = {
 }
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
-TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in zip(NAMES, FILES, strict=True)}
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in zip(NAMES, FILES, strict=True)}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -82,7 +87,7 @@ def test_every_floor_has_files():
 
 def offenders(rule) -> dict[str, object]:
     """The files of which ``rule(name, tree)`` says something, with what it says."""
-    return {name: found for name, tree in TREES.items() if (found := rule(name, tree))}
+    return {name: found for name, tree in trees().items() if (found := rule(name, tree))}
 
 
 def test_imports_go_downwards_only():

@@ -53,7 +53,7 @@ def test_mini_batches_go_through_the_data_before_they_repeat():
     assert (batches != task.batches(6, 20)).any()
 
 
-@pytest.mark.parametrize(("name", "task"), thinned(itertools.product(CONTESTANTS, ["digits", "images", "diabetes"]), 4))
+@pytest.mark.parametrize(("name", "task"), thinned(itertools.product(CONTESTANTS, ["digits", "images", "diabetes"]), 5))
 def test_every_contestant_learns_at_a_rate_of_its_list(task, name):
     problem, contestant = TASKS[task](), CONTESTANTS[name]
     if name == "K-FAC":

@@ -77,6 +77,7 @@ def drawn(folder: Path, name: str) -> bool:
     return all((folder / f"{name}.{kind}").stat().st_size > 1000 for kind in ("png", "svg", "pdf"))
 
 
+@pytest.mark.slow
 def test_on_average(tmp_path, capsys):
     found = on_average.main(tmp_path, quick=True)
     assert drawn(tmp_path, "on-average")
@@ -105,6 +106,7 @@ def test_contraction(tmp_path, capsys):
         assert found.feasible or found.reason in capsys.readouterr().out or "no contraction metric" in str(found)
 
 
+@pytest.mark.slow
 def test_optimal_masses(tmp_path, capsys):
     frame = optimal_masses.main(tmp_path, quick=True)
     assert drawn(tmp_path, "optimal-masses")

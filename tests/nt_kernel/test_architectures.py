@@ -15,7 +15,7 @@ from tests.nt_kernel import architectures as drawn
 from tests.nt_kernel.exactness import TOLERANCE, factor_errors, kernel_errors, layer_jacobians, positive_metric
 from tests.nt_kernel.modern import MODERN
 
-PER_ENTRY = 5  # 35 in all
+PER_ENTRY = 10  # 70 in all
 PHASES = [Phase.explicit, Phase.generate]  # no shrinking: the story tells the architecture, and minutes are saved
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 

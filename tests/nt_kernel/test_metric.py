@@ -10,6 +10,7 @@ from nt_kernel.metric.layer_metric import model_mass, rate_limit, resolve_blocks
 from nt_kernel.metric.output_metric import resolve_output_metric
 from tests.nt_kernel.cases import CASES, F64, mlp
 from tests.reference import SCALE, Dense, definite_metric, distance, singular_metric, trainable
+from tests.thinned import thinned
 
 METRICS = ["identity", "cross_entropy", definite_metric, singular_metric]
 MASSES = [(1e-3, "layer"), (1e3, "layer"), ("one per parameter", "layer"), ("one per parameter", "network")]
@@ -34,7 +35,7 @@ def settings(model, x, output, masses=MASSES):
             yield options | {"blocks": block}, plain.with_options(**options, blocks=block)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 2))
 def test_generalized_ntk(name, device):
     case = CASES[name]
     model, x, _ = case.make()
@@ -54,7 +55,7 @@ def test_generalized_ntk(name, device):
         assert ntk.matrix.dtype == F64
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned([*CASES][::-1], 2))
 def test_layer_metric(name):
     case = CASES[name]
     model, x, x2 = case.make()

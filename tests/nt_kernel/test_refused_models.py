@@ -15,6 +15,7 @@ from tests.nt_kernel.architectures import Architecture
 from tests.nt_kernel.cases import F64, Custom, mlp
 from tests.nt_kernel.exactness import TOLERANCE, factor_errors, kernel_errors, relative
 from tests.nt_kernel.special_uses import EXACT, IN_PLACE, OldCube, cubed, hooked, special, two
+from tests.thinned import thinned
 
 
 def exact(a: Architecture) -> None:
@@ -30,7 +31,7 @@ def exact(a: Architecture) -> None:
     assert all(torch.equal(b, buffers[n]) for n, b in a.model.named_buffers()), "buffers were written to"
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", thinned(EXACT, 3))
 def test_exact(name):
     exact(EXACT[name]())
 

@@ -193,18 +193,19 @@ BY_CLOSURE = [lambda opt: isinstance(getattr(opt, "damping", None), LevenbergMar
 NAMES = {entry.name: entry for entry in TABLE}
 
 
-def entries(*traits: str, lacking: Sequence[str] = (), failing: Mapping[str, str] | None = None):
+def entries(*traits: str, lacking: Sequence[str] = (), failing: Mapping[str, str] | None = None, every: int = 1):
     """The decorator that runs a test for every entry with these traits.
 
-    ``failing``: {an entry's name or a trait: why it does not hold yet}.
+    ``failing``: {an entry's name or a trait: why it does not hold yet}. All but every ``every``-th entry are marked slow.
     """
 
-    def marked(entry: Entry):
+    def marked(k: int, entry: Entry):
         why = [why for which, why in (failing or {}).items() if which == entry.name or which in entry.traits]
-        return pytest.param(entry, id=entry.name, marks=[pytest.mark.xfail(strict=True, reason=why[0])] if why else [])
+        marks = [pytest.mark.xfail(strict=True, reason=why[0])] if why else []
+        return pytest.param(entry, id=entry.name, marks=marks + [pytest.mark.slow] * bool(k % every))
 
     chosen = [e for e in TABLE if e.traits >= {*traits} and not e.traits & {*lacking}]
-    return pytest.mark.parametrize("entry", [marked(e) for e in chosen])
+    return pytest.mark.parametrize("entry", [marked(k, e) for k, e in enumerate(chosen)])
 
 
 def network(seed: int = 0, dtype: torch.dtype = F64) -> nn.Module:

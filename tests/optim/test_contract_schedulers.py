@@ -7,6 +7,7 @@ import pytest
 from torch.optim import lr_scheduler
 
 from tests.optim.contract import LR, entries, network, run, same, values
+from tests.thinned import thinned
 
 # Each is held against a loop that writes the same learning rates by hand.
 CHAINS = {
@@ -24,7 +25,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", thinned(CHAINS, 2))
 @entries()
 def test_schedulers(entry, chain):
     model, other = network(), network()

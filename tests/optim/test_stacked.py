@@ -15,6 +15,7 @@ from optim.stacks.stacked_woodbury import WoodburyStep
 from tests.nt_kernel.cases import F64, mlp
 from tests.optim.stacks import MAKES, Recursion, half_square, network, networks, separate_runs, train
 from tests.reference import Dense, definite_metric, distance, singular_metric
+from tests.thinned import thinned
 
 LR = 0.1
 MOMENTA = {
@@ -260,7 +261,7 @@ def test_chunks_change_no_more_than_rounding(method, chunk):
         assert distance(b.memory[what], held) < 1e-13
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thinned(METHODS, 3))
 def test_chunks_bound_the_memory(method):
     """Beside the new parameters and state there is the peak of a step on one chunk, whatever K."""
     torch.manual_seed(0)

@@ -42,8 +42,7 @@ class Rosenbrock(nn.Module):
         return a * torch.stack([10 * (v - u.square()), 1 - u])
 
 
-@pytest.mark.slow
-@entries()
+@entries(every=8)
 def test_rosenbrock(entry):
     """From (1.5, 1.5) down to the valley v = u², and along it to (1, 1) as far as 200 steps of this kind go."""
     if "groups" in entry.options:
@@ -167,7 +166,7 @@ def test_a_loading_hook_may_replace_the_checkpoint(entry):
     assert [group["lr"] for group in opt.param_groups] == [lr / 2 for lr in before]
 
 
-@entries()
+@entries(every=5)
 def test_the_profiler_sees_step_and_zero_grad(entry):
     model = network()
     opt = entry(model)

@@ -9,6 +9,7 @@ from torch import nn
 
 from stability import Replacement, train_twins
 from tests.stability.dense import F64
+from tests.thinned import thinned
 
 
 def linear_problem(seed, n=4, p=2, d=9):
@@ -21,7 +22,7 @@ def linear_problem(seed, n=4, p=2, d=9):
     return model, randn(n, d), randn(n, p), [Replacement(j, randn(d), randn(p)) for j in range(2)]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", thinned(range(6), 3))
 def test_on_the_flow_every_bound_of_the_ladder_holds(seed):
     model, x, a, zs = linear_problem(seed)
     result = train_twins(model, x, a, zs, steps=150, lr=0.02, scale="none", dynamics="flow", null_twin=False)
@@ -56,10 +57,10 @@ def one_dimensional(step):
 
 
 def test_on_the_flow_the_bound_is_attained_in_one_dimension():
-    model, x, a, zs, steps = one_dimensional(0.002)
-    result = train_twins(model, x, a, zs, steps=steps, lr=0.002, scale="none", dynamics="flow", null_twin=False)
+    model, x, a, zs, steps = one_dimensional(0.005)
+    result = train_twins(model, x, a, zs, steps=steps, lr=0.005, scale="none", dynamics="flow", null_twin=False)
     measured, T3 = result.trajectories["measured_l2"][0], result.trajectories["T3"][0]
-    np.testing.assert_allclose(T3[1:], measured[1:], rtol=5e-3)
+    np.testing.assert_allclose(T3[1:], measured[1:], rtol=1.25e-2)
 
 
 def test_euler_steps_break_the_bound_by_an_excess_linear_in_the_step():

@@ -239,7 +239,7 @@ def least_limit(predict):
 
 @pytest.mark.parametrize(
     ("method", "n", "width", "Q"),
-    thinned(((m, *size) for m in METHODS[:3] for size in [(12, 24, 5), (5, 96, 1), (8, 12, 40)]), 4),
+    thinned(((m, *size) for m in METHODS[:3] for size in [(12, 24, 5), (5, 96, 1), (8, 12, 40)]), 8),
 )
 def test_memory_stays_within_the_limit(method, n, width, Q):
     model, x, a, zs, _ = small_problem(seed=1, n=n, p=4, width=width, twins=12)

@@ -77,6 +77,7 @@ def test_problems_stand_where_the_study_says(device):
         assert {(t.dtype, t.device.type) for t in (x, a, *model.parameters())} == {(torch.float32, device)}
 
 
+@pytest.mark.slow
 def test_both_kinds_in_float32_come_near_float64():
     for name, kind, tiny in (("movements", MOVEMENTS, TINY), ("latent-diffusion", DIFFUSION, TINY_DIFFUSION)):
         study = Study.from_toml(name, [*tiny, "grid.solver=Gauss–Newton", "grid.seeds=1"])
