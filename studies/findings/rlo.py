@@ -28,7 +28,7 @@ def axes_of(frames: Frames) -> list[str]:
 
 
 def per_seed(summary: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
-    """One row for each setting and seed: the mean over its twins. A diverged run has no loss and no divergence."""
+    """One row for each setting and seed: the mean over its twins. A pair with a run that diverged has no numbers."""
     table = summary.copy()
     table["diverged"] = table["diverged"].astype(float)
     lost = table["diverged"] > 0

@@ -93,9 +93,9 @@ def run_point(study: RloStudy, point: Point) -> dict[str, "pd.DataFrame"]:
 
 
 def work(study: RloStudy, point: Point) -> float:
-    """Steps of all runs; a Woodbury step costs ten others, a convolution three."""
+    """Steps of all runs; a Woodbury step costs twenty others, a convolution three."""
     at = study.at(point)
-    each = (10 if at.rule.name == "woodbury" else 1) * (1 if at.model.architecture == "mlp" else 3)
+    each = (20 if at.rule.name == "woodbury" else 1) * (1 if at.model.architecture == "mlp" else 3)
     return at.steps * (1 + study.grid.replacements) * each
 
 
@@ -144,7 +144,7 @@ def sections(frames) -> list[Section]:
             "Where the learning rate varies beside another axis, every setting is shown at its best one, that of the least "
             "steady-state loss. "
             "Look for the setting that is low in loss and in divergence at once, and whether the bars are apart. A run that "
-            "diverged counts with chance accuracy and is left out of the losses.",
+            "diverged counts with chance accuracy; it and its twins are left out of losses and divergences.",
             lambda: sweep_figure(frames),
         )
     ]
@@ -180,12 +180,14 @@ def finding(frames) -> list[str]:
         ("held_out_sup", "Most stable on held-out points (least largest twin divergence)", True),
         ("sup_at_level", "Most stable at equal training loss", True),
     ):
-        # a mean over the seeds that reached the level alone would favour the setting of which only the luckiest did
-        counted = table["reached"] == table["seeds"] if name == "sup_at_level" else table[name].notna()
+        # a mean over the seeds that came through alone would favour the setting of which only the luckiest did
+        counted, why = table["diverged"] == 0, "with runs that diverged"
+        if name == "held_out":
+            counted = table[name].notna()
+        elif name == "sup_at_level":
+            counted, why = table["reached"] == table["seeds"], "not all of whose seeds reached it"
         rows = table[counted].sort_values(name, ascending=least)
-        left_out = ""
-        if name == "sup_at_level" and not counted.all():
-            left_out = f"{(~counted).sum()} of {len(table)} settings left out, not all of whose seeds reached it"
+        left_out = "" if counted.all() else f"{(~counted).sum()} of {len(table)} settings left out, {why}"
         if len(rows) < 2:
             said += [f"{what}: no ranking; {left_out}."] if left_out else []
             continue

@@ -132,6 +132,18 @@ def test_a_run_that_explodes_says_so():
     assert np.isfinite(tables["summary"]["sup"]).all()
 
 
+def test_a_twin_that_explodes_alone_is_a_pair_that_diverged():
+    drawn = Drawn()
+    drawn.replacement_targets = drawn.replacement_targets * 1e308
+    tables = twin_tables(drawn, made_by("sgd", 0.02, "squared"), level=0.1, **{**OPTIONS, "loss": "squared"})
+    (pair,) = tables["summary"].to_dict("records")
+    lost = tables["trajectories"].groupby("replaced")["diverged"].last()
+    assert lost.to_dict() == {-1: False, 1: True}
+    assert pair["diverged"]
+    assert math.isfinite(pair["loss_tail"])
+    assert math.isnan(per_seed(tables["summary"].assign(seed=0, lr=0.02), ["lr"])["held_out_sup"].item())
+
+
 def test_evaluation_does_not_train_the_statistics():
     model = resnet18((3, 8, 8), 4, width=2)
     before = deepcopy(model.state_dict())
@@ -232,12 +244,26 @@ def test_equal_loss_ranks_those_who_reached_it_with_every_seed():
     (words,) = [line for line in RLO.finding(made_up(rates)) if "equal training loss" in line]
     assert words.startswith("Most stable at equal training loss: sgd, 0.35 ")
     assert "left out" not in words
+
+
+def test_a_setting_of_which_a_run_diverged_is_not_the_most_stable():
+    frames = made_up({rule: INSIDE for rule in ("sgd", "adam", "lion")})
+    frames.summary["held_out_sup"] = frames.summary["rule.name"].map({"sgd": 0.1, "adam": 0.2, "lion": 0.3})
+    lucky = (frames.summary["rule.name"] == "sgd") & (frames.summary["seed"] == 1)
+    frames.summary.loc[lucky, "diverged"] = True
+    (words,) = [line for line in RLO.finding(frames) if "held-out points" in line]
+    assert words.startswith("Most stable on held-out points (least largest twin divergence): adam, 0.2 ")
+    assert words.endswith("; 1 of 3 settings left out, with runs that diverged.")
+
+
+def test_equal_loss_without_a_ranking():
+    rates = {rule: INSIDE for rule in ("sgd", "adam", "lion")}
     nobody = made_up(rates, {rule: (math.nan, 0.1) for rule in ("sgd", "adam")})
     assert (
         "Most stable at equal training loss: no ranking; 2 of 3 settings left out, not all of whose seeds reached it."
         in RLO.finding(nobody)
     )
-    assert all("reached" in shown for _, shown in RLO.numbers(frames))
+    assert all("reached" in shown for _, shown in RLO.numbers(nobody))
 
 
 def test_a_tuned_rate_at_the_edge_is_said():
