@@ -63,7 +63,8 @@ class RLO(torch.optim.Optimizer):
         :class:`optim.lyapunov.retraction.EmbeddedManifold`; every parameter of the group is a point of it.
 
     All are options of param groups; ``group["eta"]`` and ``group["lr"]`` may be set between steps. Functions are not saved by
-    ``state_dict``: a loading optimizer keeps its own. Special cases, held against the originals in the tests:
+    ``state_dict``: a loading optimizer keeps its own. Memory, in copies of the parameters: those of Ψ (0 to 2), v where η < 1,
+    and one for d, which is kept between steps and not saved. Special cases, held against the originals in the tests:
 
     - SGD: memory="gradient", direction="identity", eta=1; with η < 1 it is SGD with momentum 1 − η and learning rate lr·η.
     - AdamW: memory="adam", direction="identity", eta=1. Lion (arXiv 2302.06675): memory="lion", direction="sign", eta=1.

@@ -214,8 +214,8 @@ def loop_sections(frames: Frames) -> list[Section]:
                 "What the enclosure explains",
                 bars
                 + "T5 encloses the divergence a posteriori, whatever the optimizer; the path length does so without "
-                "theory. Where T5 over the path length is above 1, contraction explains nothing. Infinite enclosures (the "
-                "recursion exploded) are left out.",
+                "theory. Look whether T5 over the path length is below 1: above, contraction explains nothing. Infinite "
+                "enclosures (the recursion exploded) are left out.",
                 lambda: over_axis_figure(rows, axis, RATIOS, by, RATIO),
             ),
         )

@@ -95,8 +95,8 @@ def drawings(frames: Frames) -> list[Drawing]:
                 f"n = {n}; lines are medians over the twin pairs, bands their quartiles; the twins start together, so "
                 "the first steps leave the axis downwards. Top row: all training outputs, with T3 (flow, no kernel "
                 "drift, on the recorded grid) and the enclosure T4. Bottom row: the worst sample, with the enclosure "
-                "T5. Where T4 or T5 runs above the path length, contraction explains nothing that the length of the "
-                "path does not.",
+                "T5. Look whether T4 or T5 stays below the path length: where it runs above, contraction explains nothing "
+                "that the length of the path does not.",
                 lambda: training_figure(frames.trajectories, summary),
             )
         )

@@ -91,7 +91,7 @@ def static_faults(text: str) -> list[str]:
     found += [
         f"caption does not say what to see: {c[:60]!r}"
         for c in captions
-        if not re.search(r"\b[Ll]ook\b|\bIf a\b|\bWhere\b", c)
+        if not re.search(r"\b[Ll]ook (for|at|whether|how|where)\b|\bIf a\b", c)
     ]
     found += ["nan reaches the reader"] * any(re.search(r"\bnan\b", word) for word in page.words)
     found += [word for word in ("a-machine-name",) if word in text]
