@@ -104,17 +104,16 @@ def loop_finding(frames: Frames) -> list[str]:
             f"median, and clearly below the theory-free path length in {below} of {len(finite)} pairs; elsewhere contraction "
             "explains nothing beyond the length of the path." + f" It is broken in {held} pairs." * bool(held)
         )
-    identity = on_average(summary, axes)
-    if len(identity):
-        agree = sum(row.difference.holds(0.0) for row in identity.itertuples())
+    identity = on_average(summary, axes).to_dict("records")
+    if identity:
+        agree = sum(row["difference"].holds(0.0) for row in identity)
         said.append(
             f"The generalization gap equals the average replace-one stability within the 95 % interval at {agree} of "
             f"{len(identity)} places of the grid, as it must in expectation; for example "
             + "; ".join(
-                f"{', '.join(setting(name, getattr(row, name)) for name in axes if name in row._fields)}: gap {row.gap}, "
-                f"stability {row.stability}"
-                for row in list(identity.itertuples())[:2]
-            )
+                f"{', '.join(setting(name, row[name]) for name in axes)}: gap {row['gap']}, stability {row['stability']}"
+                for row in identity[:2]
+            ).removeprefix(": ")
             + "."
         )
     rounding = int((summary["null_sup"] > 0.01 * sup).sum())

@@ -1,5 +1,6 @@
 """Figures and words of studies over any axis, from frames made up here."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -104,6 +105,27 @@ def test_the_on_average_identity_is_taken_over_the_draws():
     assert found["stability"].iloc[0].value == pytest.approx(0.3)
     assert found["gap"].iloc[0].value == pytest.approx(0.315)
     assert on_average(made(["adam"], seeds=1).summary, ["n"]).empty
+
+
+@pytest.mark.parametrize(
+    ("values", "axis", "places"),
+    [
+        ([0.0, 0.1], "data.label_noise", ["label noise 0, n = 6", "label noise 0, n = 12"]),
+        ([1, 4], "batch", ["batch 1, n = 6", "batch 1, n = 12"]),
+    ],
+)
+def test_the_identity_is_said_of_named_places(values, axis, places):
+    (said,) = [words for words in loop_finding(made(values, axis)) if "replace-one" in words]
+    assert "at 4 of 4 places of the grid" in said
+    examples = said.partition("; for example ")[2].split("; ")
+    assert [words.partition(": gap ")[0] for words in examples] == places
+
+
+def test_one_place_needs_no_name():
+    frames = made(["adam"])
+    frames = dataclasses.replace(frames, summary=frames.summary[frames.summary["n"] == 6])
+    (said,) = [words for words in loop_finding(frames) if "replace-one" in words]
+    assert "; for example gap 0.3" in said
 
 
 def test_twin_studies_are_drawn_along_their_width():
