@@ -53,8 +53,8 @@ def minimizing_movements(
     solver: :class:`~optim.movements.gauss_newton.GaussNewton` (default) or :class:`~optim.movements.first_order.FirstOrder`.
     keep_parameters: keep θ^k of every step (:func:`optim.movements.degeneracy.local_nondegeneracy` wants them).
 
-    Raises ValueError/TypeError for bad arguments and for an energy that is not finite or not as convex as it claims, here or
-    at a later iterate; the model is then as it was. NumericalError where a proximal point cannot be found.
+    Raises ValueError/TypeError for bad arguments and for an energy that is not finite, not as convex as it claims or below its
+    own floor, here or at a later iterate; the model is then as it was. NumericalError where a proximal point cannot be found.
 
     >>> from optim.movements.energy import SquaredEnergy
     >>> model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
@@ -88,11 +88,11 @@ def minimizing_movements(
             ))  # fmt: skip
             for n, p in params.items() if keep_parameters else ():
                 path[n].append(p.detach().clone())
+        kept = {n: torch.stack(values) for n, values in path.items()} if keep_parameters else None
+        return found.result(delta, kept)
     except BaseException:
         copy_into(params, start)
         raise
-    kept = {n: torch.stack(values) for n, values in path.items()} if keep_parameters else None
-    return found.result(delta, kept)
 
 
 class _Sequence:
@@ -119,7 +119,12 @@ class _Sequence:
         energies = torch.stack([self.energy.value(u) for u in self.outputs])
         exact = torch.stack([self.energy.value(u) for u in self.exact])
         least = minimum(self.energy, self.exact[-1])
-        floor = max(self.energy.floor, -math.inf if least is None else least[1])
+        met = min(*energies.tolist(), *exact.tolist())
+        if self.energy.floor > met + 1e-9 * max(1.0, abs(met)):
+            raise ValueError(
+                f"floor = {self.energy.floor:.6g} of energy {self.energy.name!r} is above E = {met:.6g} that was met"
+            )
+        floor = self.energy.floor if least is None else least[1]
         # Without a lower bound of E: its value at the end of the exact sequence, for which the sum telescopes as well.
         drop = energies[0] - (exact[-1] if floor == -math.inf else floor)
         trajectory = Trajectory(

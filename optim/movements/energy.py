@@ -179,7 +179,8 @@ class ConvexEnergy(Energy):
     of blocks [N, C, C], anything else a matrix [NC, NC]. ``convexity`` λ ≥ 0 is the caller's claim, probed where the energy is
     used: at every proximal point of a run λ_min(∇²E) must be at least λ. ``floor``: a lower bound of E, if one is known.
 
-    Raises TypeError for what is no function, ValueError for a λ that is negative or not finite.
+    Raises TypeError for what is no function, ValueError for a λ that is negative or not finite and for a floor that is no
+    number (a run raises it for a floor above an energy that it met).
 
     >>> E = ConvexEnergy(lambda u: torch.nn.functional.softplus(u).sum(1), name="softplus")
     >>> E.curvature(torch.zeros(3, 2, dtype=torch.float64)).kind, E.gradient(torch.zeros(1, 2)).tolist()
@@ -200,6 +201,10 @@ class ConvexEnergy(Energy):
             raise TypeError(f"function must be callable, u [N, C] → E or the losses [N]; got {function!r}")
         if isinstance(convexity, bool) or not isinstance(convexity, Real) or not 0 <= convexity < math.inf:
             raise ValueError(f"convexity must be a number λ ≥ 0 (0: convex, no more is known), got {convexity!r}")
+        if isinstance(floor, bool) or not isinstance(floor, Real) or not floor < math.inf:
+            raise ValueError(
+                f"floor must be a number that E never falls below, or −inf where none is known, got {floor!r}"
+            )
         self.function, self.convexity, self.floor, self.name = function, float(convexity), float(floor), name
         self._separable: bool | None = None
 

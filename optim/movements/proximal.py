@@ -4,6 +4,8 @@
 *Proof:* (λ + 1/τ)‖v − P‖² ≤ ⟨∇F(v) − ∇F(P), v − P⟩ = ⟨∇F(v), v − P⟩ ≤ ‖∇F(v)‖‖v − P‖. ∎
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def certificate(energy: Energy, v: Tensor, centre: Tensor, tau: float) -> float:
 def proximal_point(energy: Energy, centre: Tensor, tau: float) -> Tensor:
     """P_τ(centre): closed form where E has one, else by Newton's method with backtracking, certified to ``EXACT``.
 
-    Raises NumericalError where Newton stops short of that (an E whose gradient is not smooth, or known to few digits).
+    Raises NumericalError where Newton stops short of that (an E whose gradient is not smooth, or known to few digits),
+    ValueError where it is E, or ∇E, that is not finite on the way.
 
     >>> from optim.movements.energy import ConvexEnergy
     >>> E = ConvexEnergy(lambda u: 0.5 * u.square().sum(1), convexity=1.0)
@@ -47,23 +50,28 @@ def newton(energy: Energy, centre: Tensor, tau: float | None) -> Tensor:
     modulus = energy.convexity + weight
     v = centre.clone()
     value, best = _objective(energy, v, centre, weight), float("inf")
-    stalled = 0
+    stalled, blocked = 0, False
     for _ in range(MOST_STEPS):
         slope = energy.gradient(v) + weight * (v - centre)
         off = norm(slope).item() / modulus
+        if not math.isfinite(off):
+            raise _no_number(energy)
         allowed = EXACT * max(1.0, norm(v).item())
         stalled = 0 if off < best / 2 else stalled + 1
         best = min(best, off)
         if off <= allowed or (stalled > 3 and best <= 100 * allowed):  # rounding of ∇E: no further
             return v
         step = -energy.curvature(v).shifted(weight).solve(slope)
-        fall, t = inner_product(slope, step).item(), 1.0
+        fall, t, blocked = inner_product(slope, step).item(), 1.0, False
         while t > 1e-12:
             reached = _objective(energy, v + t * step, centre, weight)
+            blocked |= not math.isfinite(reached)
             if reached <= value + 1e-4 * t * fall + 8 * torch.finfo(v.dtype).eps * abs(value):
                 v, value = v + t * step, reached
                 break
             t /= 2
+    if blocked:
+        raise _no_number(energy)
     raise NumericalError(
         f"the proximal point of {energy.name!r} is known to this distance only", where="Newton's method", value=best
     )
@@ -77,6 +85,10 @@ def minimum(energy: Energy, near: Tensor) -> tuple[Tensor, float] | None:
         return None
     u = newton(energy, near, None)
     return u, float(energy.value(u))
+
+
+def _no_number(energy: Energy) -> ValueError:
+    return ValueError(f"energy {energy.name!r} or its gradient is not finite on the way to its proximal point")
 
 
 def _objective(energy: Energy, v: Tensor, centre: Tensor, weight: float) -> float:

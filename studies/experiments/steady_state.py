@@ -115,11 +115,11 @@ def twin_tables(
     """``summary``: a row for each twin, what the S run did repeated in each; ``trajectories``: the records.
 
     Of the S run: ``loss_tail``, mean over the last quarter of the records (the steady state), ``accuracy``, ``held_out``
-    accuracy (both 1/classes, chance, where the run diverged); of its velocity, medians over the second half:
+    accuracy (both 1/classes, chance, where the run diverged), ``diverged``; of its velocity, medians over the second half:
     ``thickness`` ‖z‖/‖d‖, ``alignment`` cos(v, d), ``forcing`` ‖Δd‖/‖d‖, ``factor``, the fitted f of z⁺ = f(z − Δd) (1 − η
     for an RLO). Of each pair: ``sup``, ``sup_final``, largest over the run and final difference at a training sample other
     than k; ``replaced_sup``, at x_k; ``held_out_sup``; ``sup_at_level``, at the first record with loss ≤ ``level`` (nan
-    where that is never reached); ``diverged``, of either run: their differences are then of the last finite outputs.
+    where that is never reached); ``twin_diverged``, where its differences are of the last finite outputs.
     """
     import pandas as pd
 
@@ -146,7 +146,7 @@ def twin_tables(
                 "replaced": k,
                 "replacement": row_of,
                 **run,
-                "diverged": rows[-1]["diverged"] or twin_rows[-1]["diverged"],
+                "twin_diverged": twin_rows[-1]["diverged"],
                 "sup": max(sup),
                 "sup_final": sup[-1],
                 "replaced_sup": max(float(gap["train"][k]) for gap in gaps),
@@ -171,6 +171,7 @@ def _numbers_of_run(rows: list[dict], seen: "list[dict[str, Tensor]]", drawn) ->
         "loss_final": float(losses[-1]),
         "accuracy": chance if lost else accuracy(seen[-1]["train"], drawn.targets),
         "held_out": chance if lost else accuracy(seen[-1]["held_out"], drawn.held_out_targets),
+        "diverged": lost,
         "steps_to_level": math.nan,
     }
 

@@ -47,18 +47,36 @@ def varying(frames: Frames) -> list[str]:
 
 @styled
 def sweep_figure(frames: Frames) -> Figure:
-    """Four panels; x is the numeric axis with most values, at the best learning rate where that varies too, or the learning
-    rate itself, every other combination a line; without one, or where rules are compared, a row for each setting."""
+    """A panel for each of :func:`shown`; x is the numeric axis with most values, at the best learning rate where that varies
+    too, or the learning rate itself, every other combination a line; without one, or where rules are compared, a row for each
+    setting."""
+    axes, x = axes_of(frames), _abscissa(frames)
+    quantities, tuned_away = shown(frames)
+    if tuned_away:
+        frames = tuned(frames)
+        axes = [name for name in axes if name != "lr"]
+    if x is None:
+        return _rows(means(frames), quantities, axes)
+    return _lines(means(frames), quantities, x, [name for name in axes if name != x])
+
+
+def shown(frames: Frames) -> tuple[list[str], bool]:
+    """The quantities that :func:`sweep_figure` draws, and whether at the best learning rate of each setting."""
+    x = _abscissa(frames)
+    tuned_away = x != "lr" and "lr" in axes_of(frames)
+    table = means(tuned(frames) if tuned_away else frames)
+    known = [name for name in QUANTITIES if table[name].notna().any()]
+    return known if x is None else [name for name in known if name != "sup_at_level"], tuned_away
+
+
+def _abscissa(frames: Frames) -> str | None:
+    """The numeric axis; None where each setting gets a row."""
     axes = axes_of(frames)
     numeric = [name for name in axes if is_number(frames.summary[name])]
     if not numeric or (numeric == ["lr"] and "rule.name" in axes):
-        return _rows(frames, axes)
+        return None
     # a learning rate means something else for each rule: where there is another axis it is tuned away
-    x = max(numeric, key=lambda name: (name != "lr", frames.summary[name].nunique()))
-    if x != "lr" and "lr" in axes:
-        frames = tuned(frames)
-        axes = [name for name in axes if name != "lr"]
-    return _lines(frames, x, [name for name in axes if name != x])
+    return max(numeric, key=lambda name: (name != "lr", frames.summary[name].nunique()))
 
 
 @styled
@@ -69,7 +87,7 @@ def draw_sweep(ax: Axes, table: pd.DataFrame, quantity: str, x: str, others: Seq
     groups = list(table.groupby(list(others), sort=False)) if others else [((), table)]
     for i, (values, rows) in enumerate(groups):
         rows = rows.sort_values(x)
-        y, half = rows[quantity].to_numpy(), rows[f"{quantity} ±"].fillna(0.0).to_numpy()
+        y, half = rows[quantity].to_numpy(), rows[f"{quantity} ±"].to_numpy()  # nan, of one seed: no bar
         low = np.minimum(half, 0.9 * np.abs(y)) if log else half
         given = values if isinstance(values, tuple) else (values,)
         text = ", ".join(setting(key, value) for key, value in zip(others, given, strict=False))
@@ -91,11 +109,11 @@ def draw_settings(ax: Axes, table: pd.DataFrame, quantity: str, axes: Sequence[s
     """
     log = QUANTITIES[quantity][1]
     places = np.arange(len(table))[::-1]
-    value, half = table[quantity].to_numpy(), table[f"{quantity} ±"].fillna(0.0).to_numpy()
+    value, half = table[quantity].to_numpy(), table[f"{quantity} ±"].to_numpy()  # nan, of one seed: no bar
     low = np.minimum(half, 0.9 * np.abs(value)) if log else half
     ax.errorbar(value, places, xerr=[low, half], fmt="o", color=series_style(3, 4)["color"], elinewidth=0.8)
     if log:
-        log_x(ax, *log_limits([*(value + half), *(value - low)]))
+        log_x(ax, *log_limits([*(value + np.nan_to_num(half)), *(value - np.nan_to_num(low))]))
     ax.set_yticks(places, [", ".join(setting(name, row[name]) for name in axes) for _, row in table.iterrows()])
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.tick_params(axis="x", rotation=60)
@@ -116,9 +134,7 @@ def _value_axis(ax: Axes, table: pd.DataFrame, quantity: str) -> None:
         ax.set_ylim(0, 1)
 
 
-def _lines(frames: Frames, x: str, others: list[str]) -> Figure:
-    table = means(frames)
-    quantities = [name for name in _known(table) if name != "sup_at_level"]
+def _lines(table: pd.DataFrame, quantities: list[str], x: str, others: list[str]) -> Figure:
     figure = new_figure(PAGE, 4.6)
     panels = figure.subplots(2, 2).ravel()
     for ax, name in zip(panels, quantities, strict=False):
@@ -131,13 +147,7 @@ def _lines(frames: Frames, x: str, others: list[str]) -> Figure:
     return figure
 
 
-def _rows(frames: Frames, axes: list[str]) -> Figure:
-    """A panel for each quantity; the best learning rate."""
-    if "lr" in axes:
-        frames = tuned(frames)
-        axes = [name for name in axes if name != "lr"]
-    table = means(frames)
-    quantities = _known(table)
+def _rows(table: pd.DataFrame, quantities: list[str], axes: list[str]) -> Figure:
     figure = new_figure(PAGE, 0.27 * len(table) + 1.4)
     panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
     for ax, name in zip(panels, quantities, strict=True):
@@ -146,10 +156,6 @@ def _rows(frames: Frames, axes: list[str]) -> Figure:
         if ax is not panels[0]:
             ax.set_ylabel("")
     return figure
-
-
-def _known(table: pd.DataFrame) -> list[str]:
-    return [name for name in QUANTITIES if table[name].notna().any()]
 
 
 def is_number(column) -> bool:

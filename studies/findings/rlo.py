@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from studies.results.frames import Frames
 
-MEASURED = ("loss_tail", "held_out", "thickness", "alignment", "sup", "held_out_sup", "sup_at_level")
+DISTANCES = ("sup", "held_out_sup", "sup_at_level")
+MEASURED = ("loss_tail", "held_out", "thickness", "alignment", *DISTANCES)
+LOST = ("diverged", "twin_diverged")
 
 
 def axes_of(frames: Frames) -> list[str]:
@@ -28,13 +30,14 @@ def axes_of(frames: Frames) -> list[str]:
 
 
 def per_seed(summary: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
-    """One row for each setting and seed: the mean over its twins. A pair with a run that diverged has no numbers."""
-    table = summary.copy()
-    table["diverged"] = table["diverged"].astype(float)
+    """One row for each setting and seed: the mean over its twins. A run that diverged has no loss, its pairs no distance."""
+    table = summary.assign(**{name: summary.get(name, 0.0) for name in LOST})  # older folders do not say it of twins
+    table[list(LOST)] = table[list(LOST)].astype(float)
     lost = table["diverged"] > 0
     table.loc[lost, [name for name in MEASURED if name != "held_out"]] = np.nan
+    table.loc[table["twin_diverged"] > 0, list(DISTANCES)] = np.nan
     table = table.replace([np.inf, -np.inf], np.nan)
-    return table.groupby([*axes, "seed"], as_index=False, dropna=False)[[*MEASURED, "diverged"]].mean()
+    return table.groupby([*axes, "seed"], as_index=False, dropna=False)[[*MEASURED, *LOST]].mean()
 
 
 def interval(values: np.ndarray) -> float:
@@ -62,7 +65,7 @@ def means(frames: Frames) -> pd.DataFrame:
     for values, group in table.groupby(axes or (lambda _: 0), sort=False):
         row = dict(zip(axes, values if isinstance(values, tuple) else (values,), strict=True)) if axes else {}
         row["seeds"] = len(group)
-        row["diverged"] = group["diverged"].mean()
+        row |= {name: group[name].mean() for name in LOST}
         row["reached"] = int(group["sup_at_level"].notna().sum())
         for name in MEASURED:
             row[name] = group[name].mean()

@@ -29,7 +29,7 @@ class Rule(Table):
     direction: Literal["identity", "tanh", "sign", "normalized"] = "tanh"
     scale: Positive = 0.01
     normalize: bool = False
-    weight_decay: Nonnegative = 0.0
+    weight_decay: Nonnegative | None = None  # not given: the class's own (AdamW 0.01)
 
     @field_validator("name")
     @classmethod
@@ -64,7 +64,7 @@ def optimizer_of(study: RloStudy, mass: float, model: "nn.Module") -> "torch.opt
         rule.name,
         model,
         lr=study.lr,
-        shared={"weight_decay": rule.weight_decay},
+        shared={} if rule.weight_decay is None else {"weight_decay": rule.weight_decay},
         ours={
             "RLO": lifted,
             "RLOLifted": lifted,
@@ -93,9 +93,9 @@ def run_point(study: RloStudy, point: Point) -> dict[str, "pd.DataFrame"]:
 
 
 def work(study: RloStudy, point: Point) -> float:
-    """Steps of all runs; a Woodbury step costs twenty others, a convolution three."""
+    """Steps of all runs; a Woodbury step costs ten others, a convolution three."""
     at = study.at(point)
-    each = (20 if at.rule.name == "woodbury" else 1) * (1 if at.model.architecture == "mlp" else 3)
+    each = (10 if at.rule.name == "woodbury" else 1) * (1 if at.model.architecture == "mlp" else 3)
     return at.steps * (1 + study.grid.replacements) * each
 
 
@@ -131,18 +131,19 @@ def check(study: RloStudy) -> None:
 
 
 def sections(frames) -> list[Section]:
-    from studies.figures.rlo import QUANTITIES, sweep_figure, varying
+    from studies.figures.rlo import QUANTITIES, shown, sweep_figure, varying
 
     names = ", ".join(varying(frames))
     seeds = frames.summary["seed"].nunique()
-    shown = "; ".join(title for title, *_ in QUANTITIES.values())
+    quantities, tuned_away = shown(frames)
+    bars = "bars 95 % intervals (t distribution)" if seeds > 1 else "no intervals"
+    best = "Every setting is shown at its best learning rate, that of the least steady-state loss. "
     return [
         Section(
             "sweep",
             "What the study varies",
-            f"Against {names or 'nothing'}: {shown}. Means over {seeds} seeds, bars 95 % intervals (t distribution). "
-            "Where the learning rate varies beside another axis, every setting is shown at its best one, that of the least "
-            "steady-state loss. "
+            f"Against {names or 'nothing'}: {'; '.join(QUANTITIES[name][0] for name in quantities)}. Means over {seeds} "
+            f"{'seeds' if seeds > 1 else 'seed'}, {bars}. {best * tuned_away}"
             "Look for the setting that is low in loss and in divergence at once, and whether the bars are apart. A run that "
             "diverged counts with chance accuracy; it and its twins are left out of losses and divergences.",
             lambda: sweep_figure(frames),
@@ -181,32 +182,47 @@ def finding(frames) -> list[str]:
         ("sup_at_level", "Most stable at equal training loss", True),
     ):
         # a mean over the seeds that came through alone would favour the setting of which only the luckiest did
-        counted, why = table["diverged"] == 0, "with runs that diverged"
+        counted, why = table[name].notna() & (table["diverged"] == 0), "with runs that diverged"
         if name == "held_out":
             counted = table[name].notna()
         elif name == "sup_at_level":
             counted, why = table["reached"] == table["seeds"], "not all of whose seeds reached it"
+        elif name == "held_out_sup":
+            counted &= table["twin_diverged"] == 0
         rows = table[counted].sort_values(name, ascending=least)
         left_out = "" if counted.all() else f"{(~counted).sum()} of {len(table)} settings left out, {why}"
         if len(rows) < 2:
             said += [f"{what}: no ranking; {left_out}."] if left_out else []
             continue
         first, second = rows.iloc[0], rows.iloc[1]
-        apart = abs(first[name] - second[name]) > np.nansum([first[f"{name} ±"], second[f"{name} ±"]])
         said.append(
-            f"{what}: {label(first)}, {number(first[name])} ± {number(first[f'{name} ±'])}; next {label(second)}, "
-            f"{number(second[name])} ± {number(second[f'{name} ±'])} ({'intervals apart' if apart else 'intervals overlap'})"
-            + (f"; {left_out}." if left_out else ".")
+            f"{what}: {label(first)}, {_with_interval(first, name)}; next {label(second)}, {_with_interval(second, name)} "
+            f"({_apart(first, second, name)})" + (f"; {left_out}." if left_out else ".")
         )
     said += warned
-    lost = table[table["diverged"] > 0]
-    if len(lost):
-        said.append(
-            "Runs that diverged: "
-            + "; ".join(f"{label(row)} ({row['diverged']:.0%})" for _, row in lost.iterrows())
-            + "."
-        )
+    for name, who in (("diverged", "Runs"), ("twin_diverged", "Twins")):
+        lost = table[table[name] > 0]
+        if len(lost):
+            said.append(
+                f"{who} that diverged: "
+                + "; ".join(f"{label(row)} ({row[name]:.0%})" for _, row in lost.iterrows())
+                + "."
+            )
     return said
+
+
+def _with_interval(row, name: str) -> str:
+    from studies.findings.written import number
+
+    half = row[f"{name} ±"]
+    return number(row[name]) + (f" ± {number(half)}" if np.isfinite(half) else "")
+
+
+def _apart(first, second, name: str) -> str:
+    halves = np.array([row[f"{name} ±"] for row in (first, second)])
+    if not np.isfinite(halves).all():
+        return "no interval from one seed"
+    return "intervals apart" if abs(first[name] - second[name]) > halves.sum() else "intervals overlap"
 
 
 def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from nt_kernel.errors import NumericalError
 from optim import ConvexEnergy, FirstOrder, GaussNewton, SquaredEnergy, dirichlet_energy, minimizing_movements
 from optim.movements.result import INEQUALITIES
 from tests.reference import F64
@@ -165,9 +164,34 @@ def test_an_energy_that_ends_on_the_way_puts_everything_back():
             p.mul_(0.01)
     before = copy.deepcopy(model.state_dict())
     energy = ConvexEnergy(lambda u: (0.5 * (u - 2).square() + 0 * (0.5 - u).sqrt()).sum(1), convexity=1.0)
-    with pytest.raises(NumericalError, match=r"proximal point of 'callable' is known to this distance only \("):
+    with pytest.raises(
+        ValueError, match="energy 'callable' or its gradient is not finite on the way to its proximal point"
+    ):
         minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_a_floor_above_the_energy_is_refused_and_one_below_the_minimum_changes_nothing():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    x = draw(N, 2)
+
+    def run(floor):
+        energy = ConvexEnergy(lambda u: 0.5 * (u - 2).square().sum(1), convexity=1.0, floor=floor)
+        return minimizing_movements(model, x, energy, tau=0.5, steps=2, delta=1e-3)
+
+    with pytest.raises(ValueError, match=r"floor = 0\.5 of energy 'callable' is above E = "):
+        run(0.5)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    budget = run(-10.0).columns()["budget"]
+    model.load_state_dict(before)
+    assert run(0.0).columns()["budget"] == pytest.approx(budget, rel=1e-9)  # E* is known, whatever the floor
+
+
+@pytest.mark.parametrize("floor", [math.nan, math.inf, "0", True])
+def test_a_floor_is_a_number(floor):
+    with pytest.raises(ValueError, match="floor must be a number that E never falls below"):
+        ConvexEnergy(lambda u: u.square().sum(1), floor=floor)
 
 
 def test_an_interrupted_run_puts_everything_back():

@@ -183,3 +183,8 @@ def test_newton_says_how_far_it_came():
         newton(kink, torch.full((2, 1), 0.1, dtype=F64), 1.0)
     with pytest.raises(NumericalError, match="not positive definite"):
         Curvature("number", torch.tensor(-1.0), 0.5).solve(torch.ones(2, 1))
+
+
+def test_a_gradient_with_a_jump_is_no_proximal_point_to_rounding():
+    with pytest.raises(NumericalError, match=r"proximal point of 'callable' is known to this distance only \("):
+        proximal_point(ConvexEnergy(lambda u: u.abs().sum(1)), torch.full((1, 1), 0.3, dtype=F64), 1.0)

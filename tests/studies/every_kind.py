@@ -136,7 +136,9 @@ def rlo(rules: bool = False) -> Frames:
         }
         row |= {"loss_tail": 0.1 * size, "held_out": 0.9 - 0.02 * size, "thickness": 0.3 * size, "alignment": 0.5}
         rows.append(
-            row | {"sup": 0.1 * size, "held_out_sup": 0.2 * size, "sup_at_level": 0.05 * size, "diverged": False}
+            row
+            | {"sup": 0.1 * size, "held_out_sup": 0.2 * size, "sup_at_level": 0.05 * size, "diverged": False}
+            | {"twin_diverged": False}
         )
     return frames_of("rlo", rows, {"grid": {axis: values, "lr": [0.003, 0.01, 0.03]}})
 

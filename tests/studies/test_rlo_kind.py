@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from studies.definition.config import ConfigError, shipped_studies
 from studies.experiments.resnet import resnet18
 from studies.experiments.steady_state import recorded_run, twin_tables
 from studies.experiments.training import accuracy, evaluated
+from studies.figures.rlo import QUANTITIES
 from studies.findings.rlo import axes_of, interval, means, per_seed, tuned
 from studies.kinds.rlo import RLO, RloStudy, optimizer_of
 from studies.results.frames import Frames
@@ -74,7 +76,8 @@ def test_a_rule_is_a_class_with_the_arguments_of_the_study():
     group = made_by("rlo-lifted", 0.1, model=model, direction="sign", scale=3.0, weight_decay=0.5).param_groups[0]
     assert (group["direction"], group["scale"], group["eta"], group["weight_decay"]) == ("sign", 3.0, 0.5, 0.5)
     assert made_by("momentum", 0.1, model=model).param_groups[0]["momentum"] == 0.9
-    assert made_by("adamw", 0.1, model=model).param_groups[0]["weight_decay"] == 0.0  # the study's, not torch's own
+    assert made_by("adamw", 0.1, model=model).param_groups[0]["weight_decay"] == 0.01  # torch's own
+    assert made_by("adamw", 0.1, model=model, weight_decay=0.0).param_groups[0]["weight_decay"] == 0.0
     made = made_by("woodbury", 0.1, "squared", model)
     assert (made.param_groups[0]["lr"], made.param_groups[0]["mass"]) == (0.1, 1.0)
     with pytest.raises(ConfigError, match=r"adamm.*did you mean adam"):
@@ -132,16 +135,17 @@ def test_a_run_that_explodes_says_so():
     assert np.isfinite(tables["summary"]["sup"]).all()
 
 
-def test_a_twin_that_explodes_alone_is_a_pair_that_diverged():
+def test_a_twin_that_explodes_alone_leaves_the_run_its_loss_and_the_pair_no_distance():
     drawn = Drawn()
     drawn.replacement_targets = drawn.replacement_targets * 1e308
     tables = twin_tables(drawn, made_by("sgd", 0.02, "squared"), level=0.1, **{**OPTIONS, "loss": "squared"})
     (pair,) = tables["summary"].to_dict("records")
     lost = tables["trajectories"].groupby("replaced")["diverged"].last()
     assert lost.to_dict() == {-1: False, 1: True}
-    assert pair["diverged"]
-    assert math.isfinite(pair["loss_tail"])
-    assert math.isnan(per_seed(tables["summary"].assign(seed=0, lr=0.02), ["lr"])["held_out_sup"].item())
+    assert (pair["diverged"], pair["twin_diverged"]) == (False, True)
+    row = per_seed(tables["summary"].assign(seed=0, lr=0.02), ["lr"]).iloc[0]
+    assert row["loss_tail"] == pair["loss_tail"] < math.inf
+    assert row[["sup", "held_out_sup", "sup_at_level"]].isna().all()
 
 
 def test_evaluation_does_not_train_the_statistics():
@@ -204,7 +208,16 @@ def test_means_leave_diverged_runs_out_and_tuning_avoids_them():
         ]
     ]
     summary = pd.DataFrame(rows).assign(
-        held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0, sup_at_level=1.0, n=5, width=4, mass=1.0
+        held_out=0.5,
+        thickness=1.0,
+        alignment=1.0,
+        sup=1.0,
+        held_out_sup=1.0,
+        sup_at_level=1.0,
+        n=5,
+        width=4,
+        mass=1.0,
+        twin_diverged=False,
     )
     empty = pd.DataFrame()
     frames = Frames(summary, empty, empty, empty, config={"grid": {"lr": [0.1, 1.0]}})
@@ -222,7 +235,8 @@ def made_up(rates, level=None):
         for (lr, loss), seed in [(pair, seed) for pair in losses.items() for seed in (0, 1)]:
             at_level = (level or {}).get(rule, (0.3 + i, 0.4 + i))[seed]
             row = {"rule.name": rule, "lr": lr, "seed": seed, "loss_tail": loss, "sup_at_level": at_level}
-            rows.append(row | {"n": 5, "width": 4, "mass": 1.0, "replaced": 0, "replacement": 9, "diverged": False})
+            row |= {"replaced": 0, "replacement": 9, "diverged": False, "twin_diverged": False}
+            rows.append(row | {"n": 5, "width": 4, "mass": 1.0})
     summary = pd.DataFrame(rows).assign(held_out=0.5, thickness=1.0, alignment=1.0, sup=1.0, held_out_sup=1.0)
     empty, grid = pd.DataFrame(), {"lr": sorted({lr for losses in rates.values() for lr in losses})}
     return Frames(summary, empty, empty, empty, config={"grid": grid | {"rule.name": list(rates)}})
@@ -250,10 +264,39 @@ def test_a_setting_of_which_a_run_diverged_is_not_the_most_stable():
     frames = made_up({rule: INSIDE for rule in ("sgd", "adam", "lion")})
     frames.summary["held_out_sup"] = frames.summary["rule.name"].map({"sgd": 0.1, "adam": 0.2, "lion": 0.3})
     lucky = (frames.summary["rule.name"] == "sgd") & (frames.summary["seed"] == 1)
-    frames.summary.loc[lucky, "diverged"] = True
+    frames.summary.loc[lucky, "twin_diverged"] = True
+    assert "Twins that diverged: sgd (50%)." in RLO.finding(frames)
+    assert not [line for line in RLO.finding(frames) if "Runs that diverged" in line]
+    assert tuned(frames).summary["lr"].unique().tolist() == [1.0]  # the least loss, whatever its twins do
     (words,) = [line for line in RLO.finding(frames) if "held-out points" in line]
     assert words.startswith("Most stable on held-out points (least largest twin divergence): adam, 0.2 ")
     assert words.endswith("; 1 of 3 settings left out, with runs that diverged.")
+
+
+def test_one_seed_has_no_interval_to_be_apart():
+    frames = made_up({rule: INSIDE for rule in ("sgd", "adam")})
+    frames.summary["held_out_sup"] = frames.summary["rule.name"].map({"sgd": 0.1, "adam": 0.2})
+    alone = replace(frames, summary=frames.summary[frames.summary["seed"] == 0])
+    (words,) = [line for line in RLO.finding(alone) if "held-out points" in line]
+    assert words.endswith(": sgd, 0.1; next adam, 0.2 (no interval from one seed).")
+    (words,) = [line for line in RLO.finding(frames) if "held-out points" in line]
+    assert words.endswith(": sgd, 0.1 ± 0; next adam, 0.2 ± 0 (intervals apart).")
+    (section,) = RLO.sections(alone)
+    assert "Means over 1 seed, no intervals" in section.caption
+    section.make().draw_without_rendering()
+
+
+@pytest.mark.parametrize("along", ["lr", "width"])
+def test_the_caption_is_of_what_is_drawn(along):
+    frames = made_up({"sgd": INSIDE})
+    if along == "width":
+        wide = frames.summary.assign(width=8)
+        frames = replace(frames, summary=pd.concat([frames.summary, wide], ignore_index=True))
+    (section,) = RLO.sections(frames)
+    labels = " ".join(ax.get_ylabel() for ax in section.make().axes if ax.get_visible())
+    for title, *_ in QUANTITIES.values():
+        assert (title in section.caption) == (title in labels)
+    assert ("at its best learning rate" in section.caption) == (along == "width")
 
 
 def test_equal_loss_without_a_ranking():
