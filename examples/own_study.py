@@ -31,7 +31,7 @@ architecture = "examples.own_study:network"
 
 
 def circle(rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the plane, and whether they lie in the unit circle."""
+    """Points of the plane, and whether they lie in a circle of radius 1.2."""
     points = np.random.default_rng(0).standard_normal((rows, 2))
     return points, (np.linalg.norm(points, axis=1) < 1.2).astype(int)
 

@@ -155,7 +155,11 @@ def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
         seconds=("seconds", "median"),
     ).rename(columns={"per_step": "δ, share of the way"})
     clock = seconds_of(frames.config)
-    found = [(f"Inner iterations and {clock} seconds until every outer step is within δ (all steps together)", reach)]
+    title = (
+        f"Inner iterations and {clock} seconds until every outer step is within δ or out of iterations, all steps together: "
+        "medians over seeds; steps within δ: means"
+    )
+    found = [(title, reach)]
     if len(frames.degeneracy):
         table = frames.degeneracy.drop(columns=["solver", "reason"])
         found.append(
