@@ -43,9 +43,8 @@ def folder(tmp_path_factory, request):
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if hasattr(request.config, "workerinput") else own) / "drawn-digits"
     if not shared.exists():
-        out = synthetic.write(
-            synthetic.frames(ns=(6, 12, 24), singular_n=(24,), steps=20), tmp_path_factory.mktemp("digits"), CONFIG
-        )
+        out = tmp_path_factory.mktemp("here") / shared.name
+        synthetic.write(synthetic.frames(ns=(6, 12, 24), singular_n=(24,), steps=20), out, CONFIG)
         write_report(out)
         with contextlib.suppress(OSError):  # another process was here first
             out.rename(shared)
@@ -136,13 +135,13 @@ def test_no_nan_reaches_the_reader(page):
 
 @pytest.mark.slow
 def test_a_redraw_gives_the_same_page(folder, text, tmp_path):
-    again = shutil.copytree(folder, tmp_path / "digits")
+    again = shutil.copytree(folder, tmp_path / folder.name)
     write_report(again)
     assert (again / "report.html").read_text(encoding="utf-8") == text
 
 
 def test_a_failed_redraw_leaves_the_old_page(folder, text, monkeypatch, tmp_path):
-    again = shutil.copytree(folder, tmp_path / "digits")
+    again = shutil.copytree(folder, tmp_path / folder.name)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
