@@ -171,6 +171,17 @@ def test_concavity_elsewhere_is_met_by_the_secants():
         check_energy(bump, 0.1 * draw(N, C))
 
 
+def test_a_modulus_is_held_against_the_curvature_and_against_the_secants():
+    quadratic = ConvexEnergy(lambda u: u.square().sum(1), 3.0)
+    with pytest.raises(ValueError, match=r"not 3-convex: λ_min\(∇²E\) = 2 at"):
+        check_curvature(quadratic, torch.zeros(N, C, dtype=F64))
+    # 1-convex where |u| < 1, straight beyond
+    huber = ConvexEnergy(lambda u: torch.where(u.abs() < 1, u.square() / 2, u.abs() - 0.5).sum(1), 1.0)
+    check_curvature(huber, torch.zeros(N, C, dtype=F64))
+    with pytest.raises(ValueError, match=r"not 1-convex: ⟨∇E"):
+        check_energy(huber, torch.zeros(N, C, dtype=F64))
+
+
 @pytest.mark.parametrize("name", ENERGIES)
 def test_convex_energies_pass(name):
     for seed in range(5):

@@ -148,3 +148,26 @@ def test_the_recursion_is_the_bound_of_any_contraction():
     assert E[1].item() == pytest.approx((0.5 * e[0].norm() + pushes[0]).item(), rel=1e-14)
     with pytest.raises(ValueError, match="argument"):
         scalar_recursion(1.0, [0.5], [])
+
+
+def test_the_columns_of_three_steps_by_hand():
+    """E = ½u², τ = 1, q = ½; u: 1, .6, .4, .1; ū: 1, .5, .25, .125."""
+    u, exact = (torch.tensor(v, dtype=F64).reshape(4, 1, 1) for v in ([1, 0.6, 0.4, 0.1], [1, 0.5, 0.25, 0.125]))
+    found = tracking_columns(Trajectory(u, u[:3] / 2, exact, 0.5, 1.0, 1.0, torch.zeros(1, 1, dtype=F64)))
+    errors = [0.0, 0.1, 0.15, 0.175]  # ε⁺ = ε/2 + δ
+    expected = {
+        "delta": [0.1, 0.1, 0.1],
+        "tracking": [0.1, 0.15, 0.025],
+        "tracking_bound": errors[1:],
+        "uniform_bound": [0.1, 0.15, 0.175],
+        "distance_bound": [0.5 + 0.1, 0.25 + 0.15, 0.125 + 0.175],
+        "ball": [0.2] * 3,
+        "path": [0.4, 0.6, 0.9],
+        "exact_path": [0.5, 0.75, 0.875],
+        "budget": [(k / 3) ** 0.5 for k in (1, 2, 3)],
+        "budget_b0": [k**0.5 for k in (1, 2, 3)],
+        # Σδ and the errors before each step: ε_0, ε_0 + ε_1, ε_0 + ε_1 + ε_2
+        "path_bound": [(1 / 3) ** 0.5 + 0.1, (2 / 3) ** 0.5 + 0.3, 1.0 + 0.55],
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], torch.tensor(values, dtype=F64), rtol=0, atol=1e-12, msg=name)

@@ -1,6 +1,7 @@
 """Inner solvers: a Gauss–Newton step against dense normal equations, what is foretold, first-order steps, the best iterate."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -145,6 +146,33 @@ def test_levenberg_marquardt_never_raises_the_objective(name):
             torch.testing.assert_close(network_outputs(model, one.x), u, rtol=1e-12, atol=1e-12)
         assert one.objective(u).item() <= before + 1e-15
         before = one.objective(u).item()
+
+
+def test_where_no_move_helps_the_damping_starts_anew(monkeypatch):
+    model = net(width=4)
+    one = problem(model, ENERGIES["squared"]())
+    session = GaussNewton(damping=LevenbergMarquardt(start=1e-3)).session(model)
+    steps = session.iterate(one)
+    next(steps)
+    assert session.damping != 1e-3
+    before, rising = copy.deepcopy(model.state_dict()), itertools.count()
+    monkeypatch.setattr(one, "objective", lambda u: u.new_tensor(float(next(rising))))
+    assert next(steps, None) is None
+    assert "lowered the objective" in one.reason
+    assert (session.damping, session.growth) == (1e-3, 2.0)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("start", [1e-3, 1e-12])
+def test_every_trial_of_a_trust_region_is_an_evaluation(start, monkeypatch):
+    model = net(width=4)
+    one = problem(model, ENERGIES["cross-entropy"](), tau=5.0)
+    seen = []
+    monkeypatch.setattr(
+        "optim.movements.gauss_newton.network_outputs", lambda *a: seen.append(network_outputs(*a)) or seen[-1]
+    )
+    next(GaussNewton(damping=LevenbergMarquardt(start=start)).session(model).iterate(one))
+    assert one.evaluations == len(seen) > 0
 
 
 def test_first_order_steps_are_those_of_the_loop():
