@@ -171,7 +171,8 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any], path: str = "") -> str:
-    """TOML text of nested dicts of values; the values of a table come before the tables in it.
+    """TOML text of nested dicts of values; the values of a table come before the tables in it. None, which TOML does not know,
+    is a key that is not there.
 
     >>> print(to_toml({"lr": 0.1, "grid": {"n": [6, 12], "model.hidden": [1]}}), end="")
     lr = 0.1
@@ -180,7 +181,8 @@ def to_toml(table: Mapping[str, Any], path: str = "") -> str:
     n = [6, 12]
     "model.hidden" = [1]
     """
-    lines = [f"{_toml_key(name)} = {_toml_value(value)}" for name, value in table.items() if not _is_table(value)]
+    values = {name: value for name, value in table.items() if not _is_table(value) and value is not None}
+    lines = [f"{_toml_key(name)} = {_toml_value(value)}" for name, value in values.items()]
     text = "\n".join([f"[{path}]"] * bool(path) + lines) + "\n" if lines or path else ""
     for name, inner in table.items():
         if _is_table(inner):
