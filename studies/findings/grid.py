@@ -82,6 +82,12 @@ def on_average(summary: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+OF_N = {
+    "measured_others": "divergence at the other training samples",
+    "measured_heldout": "divergence at held-out points",
+    "uniform_stability": "largest difference of the twins' losses at held-out points",
+    "gap": "generalization gap",
+}
 LOSSES = ("removed_own", "removed_twin", "new_own", "new_twin")
 
 
@@ -120,10 +126,10 @@ def loop_finding(frames: Frames) -> list[str]:
     if rounding:
         said.append(f"In {rounding} pairs rounding alone (the null twin) makes more than 1 % of the divergence.")
     if summary["n"].nunique() >= LEAST and axes == ["n"]:
-        for column in ("measured_others", "measured_heldout", "uniform_stability", "gap"):
-            fit = fit_exponent(summary, column)
-            if fit.fitted:
-                said.append(f"{column} ~ n^b with b = {fit}.")
+        fits = {what: fit_exponent(summary, column) for column, what in OF_N.items() if column in summary}
+        fitted = [f"{what} {fit}" for what, fit in fits.items() if fit.fitted]
+        if fitted:
+            said.append(f"Exponents of n, with 95 % intervals: {'; '.join(fitted)}.")
     return said
 
 

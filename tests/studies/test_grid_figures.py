@@ -121,6 +121,17 @@ def test_the_identity_is_said_of_named_places(values, axis, places):
     assert [words.partition(": gap ")[0] for words in examples] == places
 
 
+def test_exponents_are_said_in_words():
+    said = loop_finding(made(["adam"]))[-1]  # all sizes fall as 1/n, at two n alone
+    assert "Exponents" not in said
+    frames = made(["adam"])
+    more = pd.concat([frames.summary, frames.summary.assign(n=4 * frames.summary["n"])], ignore_index=True)
+    more["measured_others"] = 1 / more["n"]
+    said = loop_finding(dataclasses.replace(frames, summary=more))[-1]
+    assert "intervals: divergence at the other training samples −1.00\N{NO-BREAK SPACE}[" in said
+    assert "_" not in said
+
+
 def test_one_place_needs_no_name():
     frames = made(["adam"])
     frames = dataclasses.replace(frames, summary=frames.summary[frames.summary["n"] == 6])
