@@ -273,3 +273,19 @@ def test_no_more_inner_iterations_than_allowed():
     assert [one.iterations for one in run.inner] == [3, 3]
     assert run.violated() == []
     assert replace(run, certificates=0 * run.certificates).violated() == ["delta ≤ delta_certificate"]
+
+
+def test_energies_are_those_after_each_step_and_the_budget_is_that_of_the_fall_to_the_minimum():
+    model, x, tau, K = net(), draw(N, 2), 0.5, 3
+    energy = ConvexEnergy(lambda u: 0.5 * (u - 2).square().sum(1) + 3.0, convexity=1.0)
+    run = minimizing_movements(model, x, energy, tau=tau, steps=K, delta=1e-3)
+    outputs, c = run.trajectory.outputs, run.columns()
+    assert c["energy"] == pytest.approx([energy.value(u).item() for u in outputs[1:]], rel=1e-12)
+    assert c["exact_energy"] == pytest.approx([energy.value(u).item() for u in run.trajectory.exact[1:]], rel=1e-12)
+    fall = energy.value(outputs[0]).item() - 3.0
+    assert c["budget"] == pytest.approx([(2 * tau * k * fall / (2 + tau)) ** 0.5 for k in (1, 2, 3)], rel=1e-9)
+    # nothing is known of a minimum: the fall along the exact sequence
+    flat = ConvexEnergy(lambda u: nn.functional.softplus(-u).sum(1))
+    run = minimizing_movements(net(1), x, flat, tau=tau, steps=1, delta=1e-3)
+    fall = (flat.value(run.trajectory.exact[0]) - flat.value(run.trajectory.exact[1])).item()
+    assert run.columns()["budget"] == pytest.approx([(tau * fall) ** 0.5], rel=1e-9)
