@@ -90,6 +90,7 @@ def test_on_average(tmp_path, capsys):
         assert rows["predicted, kernel path"].stability.value == pytest.approx(trained.stability.value, rel=0.2)
 
 
+@pytest.mark.slow
 def test_contraction(tmp_path, capsys):
     quadratics, (run,) = contraction.main(tmp_path, quick=True)
     assert drawn(tmp_path, "contraction")

@@ -233,6 +233,7 @@ def test_mean_jacobian_between(blocks):
         generalized_ntk(model, x, chunk_size=2, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4), st.integers(1, 7), st.booleans())
 def test_symmetry_and_transposition(seed, n, m, chunk, generalized):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -193,19 +194,27 @@ BY_CLOSURE = [lambda opt: isinstance(getattr(opt, "damping", None), LevenbergMar
 NAMES = {entry.name: entry for entry in TABLE}
 
 
-def entries(*traits: str, lacking: Sequence[str] = (), failing: Mapping[str, str] | None = None, every: int = 1):
+def entries(*traits: str, lacking: Sequence[str] = (), failing: Mapping[str, str] | None = None, every: int = 3):
     """The decorator that runs a test for every entry with these traits.
 
-    ``failing``: {an entry's name or a trait: why it does not hold yet}. All but every ``every``-th entry are marked slow.
+    ``failing``: {an entry's name or a trait: why it does not hold yet}. All but every ``every``-th entry are marked slow,
+    others for each test: `make test` sees every entry in a third of the tests and every test with a third of the entries.
     """
 
-    def marked(k: int, entry: Entry):
+    def marked(entry: Entry, slow: bool):
         why = [why for which, why in (failing or {}).items() if which == entry.name or which in entry.traits]
         marks = [pytest.mark.xfail(strict=True, reason=why[0])] if why else []
-        return pytest.param(entry, id=entry.name, marks=marks + [pytest.mark.slow] * bool(k % every))
+        return pytest.param(entry, id=entry.name, marks=marks + [pytest.mark.slow] * slow)
 
     chosen = [e for e in TABLE if e.traits >= {*traits} and not e.traits & {*lacking}]
-    return pytest.mark.parametrize("entry", [marked(k, e) for k, e in enumerate(chosen)])
+
+    def decorate(test):
+        first = crc32(test.__name__.encode()) % max(1, min(every, len(chosen)))
+        return pytest.mark.parametrize("entry", [marked(e, bool((k - first) % every)) for k, e in enumerate(chosen)])(
+            test
+        )
+
+    return decorate
 
 
 def network(seed: int = 0, dtype: torch.dtype = F64) -> nn.Module:

@@ -107,7 +107,7 @@ SYSTEMS = {
 
 
 @given(**SYSTEMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_compositions_hold(**drawn):
     check_one(**drawn)
 

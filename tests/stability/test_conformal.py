@@ -100,6 +100,7 @@ def test_trained_divergence_is_that_of_train_twins():
         np.testing.assert_allclose(found[f"measured_{name}"], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_reduced_coverage_study():
     settings = []
     for seed in range(6):

@@ -81,6 +81,7 @@ def sampled(rng, G, n=5, held_out=4):
     return enumerated(draw())
 
 
+@pytest.mark.slow
 def test_intervals_cover_and_disagreement_is_seen():
     rng = np.random.default_rng(0)
     truth = on_average_gap(**sampled(rng, 8_000)).gap.value

@@ -43,6 +43,7 @@ def test_scales_and_factors_are_those_of_the_predictions():
         found.upper("l2")
 
 
+@pytest.mark.slow
 def test_it_covers_further_predictions_as_often_as_it_says():
     covered = []
     for seed in range(4):

@@ -268,6 +268,7 @@ def test_bad(assumption):
     assert tests["test_bad"]["verdicts"][0]["step"] == 3
 
 
+@pytest.mark.slow
 def test_workers_of_xdist_write_one_whole_file(project):
     pytest.importorskip("xdist")
     project("""

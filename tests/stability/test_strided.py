@@ -13,7 +13,6 @@ from stability.prediction.predict import TwinPredictor, predict_twins
 from stability.prediction.strided import stride_at
 from tests.stability.dense import F64, small_problem
 from tests.stability.test_prediction import LinearFeatures, assert_predicted, least_limit, trained
-from tests.thinned import thinned
 
 STEPS = 15  # strides of 1 (eight times), 2, 2, 3
 
@@ -42,7 +41,8 @@ def test_exact_for_models_linear_in_their_parameters(seed, n, q, scale, loss, cg
     assert_predicted(predicted, runs, 1e-10)
 
 
-@pytest.mark.parametrize(("loss", "metric"), thinned([("cross_entropy", "cross_entropy"), ("squared", "identity")], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "metric"), [("cross_entropy", "cross_entropy"), ("squared", "identity")])
 def test_stride_one_is_the_parameter_path_and_the_error_is_of_first_order(loss, metric):
     model, x, a, zs, held_out = small_problem(seed=5, n=5, p=3, width=12, twins=4)
     if loss == "cross_entropy":

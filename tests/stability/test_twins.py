@@ -108,7 +108,7 @@ def check_one_run(seed, n, p, width, mass, scale, metric, blocks, activation):
 
 
 @given(**RUNS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_ladder_is_ordered_and_the_enclosures_hold(**drawn):
     check_one_run(**drawn)
 

@@ -101,7 +101,7 @@ def check_one_run(name, seed, n, p, mass, scale, activation, dynamics):
 
 
 @given(**RUNS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_enclosures_hold_for_every_loss(**drawn):
     check_one_run(**drawn)
 

@@ -167,6 +167,7 @@ def test_constants_are_medians_with_bars_from_the_smallest_to_the_largest(study)
     np.testing.assert_allclose(high, heavy.max())
 
 
+@pytest.mark.slow
 def test_type_is_large_enough(study):
     """6.5 points on the page, exponents included."""
     for make in MAKERS.values():
@@ -234,6 +235,7 @@ def test_nothing_global_changes(study, tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_pyplot_holds_no_figure():
     """seaborn imports pyplot; no figure may be left in its care, and importing must change no setting."""
     code = (

@@ -63,6 +63,7 @@ def test_an_item_that_kills_three_workers_is_given_up_and_the_rest_is_done():
     assert "signal 9" in str(lost[0])
 
 
+@pytest.mark.slow
 def test_a_study_outlives_two_deaths_at_one_point_and_records_the_third(tmp_path, expected):
     (tmp_path / "deaths").write_text("one\ntwo")
     study = light(tmp_path, "workers=2", f"deaths={tmp_path / 'deaths'}")

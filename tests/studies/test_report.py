@@ -153,6 +153,7 @@ def test_a_failed_redraw_leaves_the_old_page(folder, text, monkeypatch, tmp_path
     assert {path.name for path in again.iterdir() if path.name.startswith(".")} == set()
 
 
+@pytest.mark.slow
 def test_a_single_point_without_config_or_other_tables(tmp_path):
     study = synthetic.frames(ns=(6,), masses=(1.0,), seeds=1, replacements=1, steps=5)
     synthetic.write(study, tmp_path)
