@@ -25,7 +25,8 @@ ABOUT = (
     "Woodbury (zero_grad, forward, backward, step) at batch size B. ε = 0.5 makes the systems of both about equally hard, "
     "I + (b/ε)K/N with b/ε = 4 against I + K/N; ε = 10⁻³ is where Levenberg–Marquardt starts: its first iteration, from the "
     "same parameters each time, trials and their forward passes included. CPU seconds. "
-    "`error`: ‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖, for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
+    "`error`: ‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖ (of Levenberg–Marquardt at the ε it starts from, though it moves by a larger "
+    "one where trials are refused), for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
 )
 RATIO = "× Woodbury"
 CASES = [("W1", 32, "float32"), ("W1", 128, "float32"), ("W1", 32, "float64"), ("W2", 32, "float32")]
