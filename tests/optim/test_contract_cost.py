@@ -32,7 +32,7 @@ def in_memory(where: int) -> bool:
     return any(t.data_ptr() == where for t in live_tensors())
 
 
-@entries(every=3)
+@entries()
 def test_fifty_steps_leave_nothing_behind(entry):
     model = network()
     opt = entry(model)

@@ -88,7 +88,7 @@ def test_the_shear_largest_rate_first_is_wrong():
 
 
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["continuous", "discrete"]), count=st.integers(1, 3))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_rate_and_gain_against_all_metrics_of_two_states(seed, kind, count):
     draw = np.random.default_rng(seed)
     base = draw.standard_normal((2, 2))
@@ -116,7 +116,7 @@ def test_rate_and_gain_against_all_metrics_of_two_states(seed, kind, count):
 
 
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 5), kind=st.sampled_from(["continuous", "discrete"]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_trajectories_obey_the_certificate(seed, size, kind):
     draw = np.random.default_rng(seed)
     base = draw.standard_normal((size, size))

@@ -69,7 +69,7 @@ def slacks(kind, matrices, metrics, rate, intervals):
     near=st.booleans(),
     stretch=st.sampled_from([1.0, 1e2, 1e5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_certificates_are_true_in_rational_arithmetic(seed, size, kind, varying, near, stretch):
     draw = np.random.default_rng(seed)
     T = 2

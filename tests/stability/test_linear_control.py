@@ -57,10 +57,10 @@ def one_dimensional(step):
 
 
 def test_on_the_flow_the_bound_is_attained_in_one_dimension():
-    model, x, a, zs, steps = one_dimensional(0.005)
-    result = train_twins(model, x, a, zs, steps=steps, lr=0.005, scale="none", dynamics="flow", null_twin=False)
+    model, x, a, zs, steps = one_dimensional(0.002)
+    result = train_twins(model, x, a, zs, steps=steps, lr=0.002, scale="none", dynamics="flow", null_twin=False)
     measured, T3 = result.trajectories["measured_l2"][0], result.trajectories["T3"][0]
-    np.testing.assert_allclose(T3[1:], measured[1:], rtol=1.25e-2)
+    np.testing.assert_allclose(T3[1:], measured[1:], rtol=5e-3)
 
 
 def test_euler_steps_break_the_bound_by_an_excess_linear_in_the_step():

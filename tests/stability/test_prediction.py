@@ -82,7 +82,7 @@ def assert_predicted(prediction, runs, tolerance):
     method=st.sampled_from(METHODS),
     steps=st.sampled_from([0, 2]),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_exact_for_models_linear_in_their_parameters(seed, n, p, q, mass, scale, loss, method, steps):
     draw = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, generator=draw, dtype=F64)  # noqa: E731

@@ -92,7 +92,7 @@ draws = given(
 
 
 @draws
-@settings(max_examples=30)
+@settings(max_examples=60)
 def test_nothing_leaves_its_enclosure(seed, name, lr, steps, batched, activation, loss, thin):
     holds(drawn(seed, name, lr, steps, batched, activation, LOSSES[loss], thin))
 
