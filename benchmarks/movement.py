@@ -24,7 +24,7 @@ ABOUT = (
     "One Gauss–Newton iteration of E = ½‖u − a‖², τ = 1 (Jacobian pass, joint system, move, forward pass) against one step of "
     "Woodbury (zero_grad, forward, backward, step) at batch size B. ε = 0.5 makes the systems of both about equally hard, "
     "I + (b/ε)K/N with b/ε = 4 against I + K/N; ε = 10⁻³ is where Levenberg–Marquardt starts: its first iteration, from the "
-    "same parameters each time, trials and their forward passes included. CPU seconds. "
+    "same parameters each time; each move that it tries is a solve of its own and a forward pass. CPU seconds. "
     "`error`: ‖(w JᵀBJ + εD)Δ + w Jᵀρ‖/‖w Jᵀρ‖ (of Levenberg–Marquardt at the ε it starts from, though it moves by a larger "
     "one where trials are refused), for Woodbury ‖G s − ∇h‖/‖∇h‖, in float64."
 )
@@ -83,19 +83,22 @@ def contenders(workload: str, batch: int, dtype: str, device: str) -> dict[str, 
         found[name] = Contender(OnCpu(lambda iterations=iterations: next(iterations)), error)
     trust = LevenbergMarquardt(start=1e-3)
     error = move_error(model, x, targets, trust.start, GaussNewton(damping=trust)) / ROOM[trust.start]
-    found[TRUST] = Contender(OnCpu(first_trust_region_iteration(model, x, targets, trust)), error)
+    iteration = first_trust_region_iteration(model, x, targets, trust)
+    found[f"{TRUST}, moves tried: {iteration()}"] = Contender(OnCpu(iteration), error)
     return found
 
 
 def first_trust_region_iteration(model: nn.Module, x: Tensor, targets: Tensor, trust: LevenbergMarquardt):
-    """A function that makes it, from the same parameters each time."""
+    """A function that makes it, from the same parameters each time, and gives the number of moves that were tried."""
     moved = deepcopy(model)
     start, one = [p.detach().clone() for p in model.parameters()], problem(moved, x, targets)
 
-    def iteration() -> None:
+    def iteration() -> int:
         with torch.no_grad():
             torch._foreach_copy_(list(moved.parameters()), start)
+        before = one.evaluations
         next(GaussNewton(damping=trust).session(moved).iterate(one))
+        return one.evaluations - before
 
     return iteration
 

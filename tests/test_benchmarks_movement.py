@@ -30,11 +30,21 @@ def test_every_trust_region_iteration_starts_from_the_same_parameters(monkeypatc
     seen, made = [], movement.deepcopy
     monkeypatch.setattr(movement, "deepcopy", lambda m: seen.append(made(m)) or seen[-1])
     iteration = movement.first_trust_region_iteration(model, x, targets, movement.LevenbergMarquardt(start=1e-3))
-    iteration()
+    tried = iteration()
     once = [p.detach().clone() for p in seen[0].parameters()]
-    iteration()
+    assert iteration() == tried
     assert not torch.equal(once[0], next(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(once, seen[0].parameters(), strict=True))
+
+
+def test_the_row_of_the_trust_region_counts_its_moves():
+    model = movement.WORKLOADS["W1"].model("float64", "cpu")
+    x, targets = movement.WORKLOADS["W1"].batch(16, "float64", "cpu")
+    tried = {}
+    for start in (1e-3, 0.1, 1.0):  # ε, 2ε, 8ε, 64ε, 1024ε: a move is taken from .2 on, not at .1
+        trust = movement.LevenbergMarquardt(start=start)
+        tried[start] = movement.first_trust_region_iteration(model, x, 300 * targets, trust)()
+    assert tried == {1e-3: 5, 0.1: 2, 1.0: 1}
 
 
 @pytest.mark.parametrize("name", rlo.RULES)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Fewer multiplications than this are over before oneDNN has looked at its operands; of a batch, for each of its products.
-LARGE, LARGE_IN_BATCH = 2**20, 2**21
+# With fewer multiplications than this oneDNN's own preparations (some 60 µs, more for an operand that is transposed in
+# memory) cost more than its kernels save; of a batch, for each of its products.
+LARGE = 2**23
 
 
 def rows_product(left: Tensor, right: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def _takes(left: Tensor, right: Tensor) -> bool:
         left.dtype == right.dtype == torch.float32
         and right.dim() == dims
         and (dims == 2 or (dims == 3 and len(left) == len(right)))
-        and left.shape[-2:].numel() * right.shape[-2] >= (LARGE if dims == 2 else LARGE_IN_BATCH)
+        and left.shape[-2:].numel() * right.shape[-2] >= LARGE
         and left.device.type == right.device.type == "cpu"
         and not (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad))
         and torch._C._functorch.maybe_current_level() is None

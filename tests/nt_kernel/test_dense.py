@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from nt_kernel.products import dense
 from nt_kernel.products.dense import linear, product, rows_product
 
-M, P, N = 130, 97, 111  # no multiples of anything; more than LARGE multiplications
+M, P, N = 260, 197, 223  # no multiples of anything; more than LARGE multiplications
 needs_one_dnn = pytest.mark.skipif(dense._one_dnn() is None, reason="this torch has no oneDNN product")
 
 
@@ -44,8 +44,7 @@ def assert_close(found, left, right_rows):
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_products_of_rows(first, second, batch, taken, monkeypatch):
-    monkeypatch.setattr(dense, "LARGE_IN_BATCH", dense.LARGE)
+def test_products_of_rows(first, second, batch, taken):
     left, right = LAYOUTS[first](draw(*batch, M, P)), LAYOUTS[second](draw(*batch, N, P, seed=1))
     assert_close(rows_product(left, right), left, right)
     assert_close(product(left, right.mT), left, right)
