@@ -1,7 +1,8 @@
 """One training run and its twins under any optimizer: loss it settles at, accuracy, residual of the velocity, divergence.
 
-Twins see the same mini-batches in the same order; in S' the k-th sample is another one. What is compared are the outputs after
-softmax (other losses: the outputs themselves), so that divergences of different optimizers are in one unit.
+Twins see the same mini-batches in the same order, and dropout draws the same masks; in S' the k-th sample is another one. What
+is compared are the outputs in evaluation mode, after softmax (other losses: the outputs themselves), so that divergences of
+different optimizers are in one unit.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from studies.experiments.training import accuracy, evaluated, named_loss, training, twin_data
+from studies.experiments.training import accuracy, evaluated, named_loss, same_draws, training, twin_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +47,12 @@ def recorded_run(
     records = _Records(model, x, targets, probes, named_loss(loss))
     due = [step for step in range(steps + 1) if step % every == 0 or step == steps]
     batches = index_stream(len(x), min(batch, len(x)), seed, steps=steps)
-    for step in _until_it_fails(training(model, optimizer, records.loss, x, targets, batches)):
-        if step == due[0]:
-            records.look(due.pop(0))
-        if records.diverged:
-            break
+    with same_draws(seed, x.device):
+        for step in _until_it_fails(training(model, optimizer, records.loss, x, targets, batches)):
+            if step == due[0]:
+                records.look(due.pop(0))
+            if records.diverged:
+                break
     records.diverged |= bool(due)
     for step in due:
         records.look(step)

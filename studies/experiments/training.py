@@ -1,6 +1,7 @@
 """The training loop of every study that compares optimizers, and what is asked of a network along it."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from studies.definition.imported import imported
@@ -61,6 +62,30 @@ def training(
             backward()
             optimizer.step()
         yield step
+
+
+@contextmanager
+def same_draws(seed: int, device: "torch.device | str" = "cpu") -> Iterator[None]:
+    """What torch draws within, such as the masks of dropout, follows from ``seed`` alone: S and its twins see the same.
+
+    Afterwards torch's random state is what it was.
+
+    >>> import torch
+    >>> before = torch.get_rng_state()
+    >>> with same_draws(3):
+    ...     one = torch.rand(2)
+    >>> with same_draws(3):
+    ...     print(torch.equal(one, torch.rand(2)), torch.equal(before, torch.get_rng_state()))
+    True False
+    >>> torch.equal(before, torch.get_rng_state())
+    True
+    """
+    import torch
+
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def twin_data(drawn: "Draw", j: int, targets: "Tensor", new: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -66,7 +66,11 @@ def run_point(study: LoopStudy, point: Point) -> "dict[str, pd.DataFrame]":
 
 
 def check(study: LoopStudy) -> None:
-    """Data, model, and every optimizer of the grid made once: a wrong argument is an error now, not after an hour."""
+    """Data, model, batches, losses on the targets, and every optimizer of the grid made once: what is wrong is an error now,
+    not after an hour."""
+    import torch
+
+    from studies.data.datasets import load
     from studies.data.subsets import check_data
     from studies.experiments.training import named_loss
     from studies.kinds.loops_run import optimizer_of
@@ -75,11 +79,18 @@ def check(study: LoopStudy) -> None:
     seen = set()
     for point in study.points():
         at = study.at(point)
+        check_batch(at.batch, point.n)
         settings = str([(name, value) for name, value in point.values if name not in ("n", "width", "seed")])
         if settings not in seen:
             seen.add(settings)
-            named_loss(at.loss)
+            targets = torch.tensor(load(at.data).targets, dtype=getattr(torch, at.dtype))
+            named_loss(at.loss).encoded(targets, targets.shape[1], name=f"targets of data.name = {at.data.name}")
             optimizer_of(at, point.mass)
+
+
+def check_batch(batch: int, n: int) -> None:
+    if batch > n:
+        raise ValueError(f"batch = {batch} is more than the n = {n} samples there are; write batch=0 for all of them")
 
 
 def work(study: LoopStudy, point: Point) -> int:

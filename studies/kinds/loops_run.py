@@ -16,11 +16,12 @@ from stability import Loss, RunRecord, certify, record
 from studies.data.subsets import Draw, draw
 from studies.definition.points import Point
 from studies.experiments.optimizers import make_optimizer
-from studies.experiments.training import named_loss, training, twin_data
-from studies.kinds.loops import LoopStudy
+from studies.experiments.training import evaluated, named_loss, same_draws, training, twin_data
+from studies.kinds.loops import LoopStudy, check_batch
 from studies.kinds.own_metric import own_metric
 
-BATCHES = 5  # spawn key of the stream of mini-batches; data, initialisation, replacements and noise have 0 to 3
+# Spawn keys of the mini-batches and of what the forward pass draws; data, initialisation, replacements and noise have 0 to 3.
+BATCHES, FORWARD = 5, 6
 SCALAR_UP_TO = 256  # states; T4 needs ‖A_t‖₂ of every step
 
 
@@ -28,7 +29,7 @@ SCALAR_UP_TO = 256  # states; T4 needs ‖A_t‖₂ of every step
 class Trace:
     """A finished run: outputs at every step on S, the replacements and the held-out points, in one tensor."""
 
-    outputs: Tensor  # [T + 1, n + R + Q, p]
+    outputs: Tensor  # [T + 1, n + R + Q, p], in evaluation mode
     parameters: Tensor  # [P], at the end
     record: RunRecord | None
 
@@ -70,11 +71,9 @@ def run(study: LoopStudy, point: Point) -> dict[str, pd.DataFrame]:
 
 def _trainer(at: LoopStudy, point: Point, look: Tensor, loss: Loss) -> Callable[..., Trace]:
     n = point.n
-    if at.batch > n:
-        raise ValueError(
-            f"batch = {at.batch} is more than the n = {n} samples there are; write batch=0 for all of them"
-        )
+    check_batch(at.batch, n)
     stream = np.random.SeedSequence(point.seed, spawn_key=(BATCHES,))
+    masks = int(np.random.SeedSequence(point.seed, spawn_key=(FORWARD,)).generate_state(1)[0])
 
     def train(start: nn.Module, x: Tensor, a: Tensor, *, keep: bool) -> Trace:
         model = copy.deepcopy(start)
@@ -82,20 +81,16 @@ def _trainer(at: LoopStudy, point: Point, look: Tensor, loss: Loss) -> Callable[
         some = at.batch and at.batch < n
         batches = index_stream(n, at.batch, stream, steps=at.steps) if some else [slice(None)] * at.steps
         outputs = []
-        with record(model, x, optimizer, targets=a, loss=loss) if keep else nullcontext() as watched:
+        watch = record(model, x, optimizer, targets=a, loss=loss) if keep else nullcontext()
+        with watch as watched, same_draws(masks, x.device):
             for step in training(model, optimizer, loss, x, a, batches):
-                outputs.append(_look(model, look))
+                outputs.append(evaluated(model, look))
                 if not torch.isfinite(outputs[-1]).all():
                     raise NumericalError(f"{at.optimizer} diverged: outputs are no finite numbers after step {step}")
         flat = torch.cat([value.detach().flatten() for value in model.parameters()])
         return Trace(torch.stack(outputs), flat, watched)
 
     return train
-
-
-def _look(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
 
 
 def _nudged(model: nn.Module) -> nn.Module:

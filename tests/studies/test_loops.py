@@ -8,6 +8,7 @@ from nt_kernel.errors import NumericalError
 from studies.definition.config import ConfigError, Study
 from studies.kinds import loops, twins
 from studies.kinds.loops_run import optimizer_of
+from studies.kinds.rlo import RLO
 
 GRID = ["n=5", "mass=0.5", "width=6", "seeds=1", "replacements=2", "steps=8", "held_out=20", "hidden=1"]
 SAME = [
@@ -138,11 +139,55 @@ def test_a_table_without_a_class_adds_to_the_preset_of_its_name():
 def test_divergence_of_the_training_is_a_numerical_failure():
     with pytest.raises(NumericalError, match="diverged: outputs are no finite numbers after step"):
         rows("optimizer=SGD", "lr=1e200", "enclosures=false")
-    with pytest.raises(ValueError, match="batch = 9 is more than the n = 5 samples"):
-        rows("batch=9")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["grid.batch=2,9"], "batch = 9 is more than the n = 5 samples"),
+        (
+            ["data.name=diabetes", "loss=logistic"],
+            r"targets of data.name = diabetes of loss='logistic' must lie in \[0, 1\]",
+        ),
+        (["data.name=diabetes", "loss=cross_entropy"], "must be distributions"),
+    ],
+)
+def test_what_can_be_known_before_training_is_said_before_it(overrides, words):
+    study = Study.from_toml("optimizers", [*GRID, *overrides])
+    with pytest.raises(ValueError, match=words):
+        loops.check(study)
 
 
 def test_the_model_of_a_study_is_not_changed_and_runs_repeat_bit_for_bit():
     one, two = (rows("optimizer=adam", "enclosures=false")["summary"] for _ in range(2))
     assert one.equals(two)
     assert torch.get_default_dtype() == torch.float32
+
+
+MODULE = """
+from torch import nn
+def net(inputs, outputs, between): return nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), between, nn.Linear(6, outputs))
+def drop(inputs, outputs): return net(inputs, outputs, nn.Dropout(0.5))
+def norm(inputs, outputs): return net(inputs, outputs, nn.BatchNorm1d(6))
+"""
+
+
+@pytest.mark.parametrize("factory", ["drop", "norm"])
+def test_networks_that_draw_or_mix_their_samples_in_training_are_well_defined(factory, tmp_path, monkeypatch):
+    """Outputs are those in evaluation mode, masks the same for S and its twins, whatever torch drew before."""
+    (tmp_path / "layers_in_training.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = (f"architecture=layers_in_training:{factory}", "optimizer=gradient-descent", "batch=3")
+    tables = []
+    for _ in range(2):
+        torch.rand(1)
+        before = torch.get_rng_state()
+        tables.append(rows(*own))
+        assert torch.equal(before, torch.get_rng_state())
+    assert tables[0]["summary"].equals(tables[1]["summary"])
+    table = tables[0]["summary"]
+    assert (table["null_sup"] < 1e-6 * table["measured_sup"]).all()
+    assert (table["T5"] * (1 + 1e-9) >= table["measured_sup"]).all()
+    study = Study.from_toml("rlo-twins", [*GRID, f"architecture=layers_in_training:{factory}", "batch=3", "every=2"])
+    one, two = (RLO.run_point(study, study.points()[0])["summary"] for _ in range(2))
+    assert one.equals(two)
