@@ -13,7 +13,7 @@ from studies.figures.style import PANELS, UNIT, log_limits, log_y, n_axis, new_f
 from studies.figures.wording import plural
 from studies.findings.applicable import another_loss, loss_note, stated, why_missing
 from studies.findings.exponents import LEAST, Exponent, compared, fit_exponent
-from studies.findings.written import axis_words, number, plural_of, setting, settings, short_words
+from studies.findings.written import axis_label, number, plural_of, setting, settings, short_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def draw_bounds(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STACKED, 
             ax.fill_between(x, spread["min"], spread["max"], color="0.6", alpha=0.35, linewidth=0)
     log_y(ax, *log_limits(rows[stated(rows, columns)].to_numpy().ravel()))
     ax.set_ylabel(f"divergence of the twins\n[{UNIT}]")
-    n_axis(ax, sorted(rows[along].unique()), axis_words(along))
+    n_axis(ax, sorted(rows[along].unique()), axis_label(along))
     for (why, *at), names in left_out.items():
         note = f"{', '.join(names)} not applicable\nat {settings(along, at)} ({why})"
         ax.set_xlabel(f"{ax.get_xlabel()}\n{note}")
@@ -239,9 +239,18 @@ def bounds_words(summary: pd.DataFrame, along: str) -> str:
     said = (
         "Medians over the twin pairs; the grey band runs from the smallest to the largest measured pair. Top row: bounds "
         "on all training outputs together, the norm ‖e‖ of the stacked differences. Next row: bounds on the worst single "
-        "sample; T0 is stated for it, but lies so far above that its value is written over the panel. A bound above the "
-        "dotted trivial level says less than the triangle inequality does. T4, T5 and the path length need the trained "
-        "twin. Bounds that are infinite (ξ = 0) are not drawn, and the panel says where. "
+        "sample"
+    )
+    said += (
+        "; T0 to T3 and the trivial level need ½‖y − a‖² and are not drawn. T3H and, where its rate is above 0, T2H stand in "
+        "their place: bounds of ‖e‖ by way of the metric H⁻¹. "
+        if another_loss(summary)
+        else "; T0 is stated for it, but lies so far above that its value is written over the panel. A bound above the "
+        "dotted trivial level says less than the triangle inequality does. "
+    )
+    said += (
+        "T4, T5 and the path length need the trained twin. Bounds that are infinite (ξ = 0) are not drawn, and the panel says "
+        "where. "
     )
     if summary[along].nunique() >= LEAST:
         name = short_words(along)

@@ -12,7 +12,7 @@ from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, s
 from studies.findings.applicable import stated
 from studies.findings.exponents import compared
 from studies.findings.numbers import ratio
-from studies.findings.written import axis_words, setting, settings
+from studies.findings.written import axis_label, setting, settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def draw_constant(ax: Axes, summary: pd.DataFrame, column: str, *, along: str = 
         centre = np.sqrt(low * high)
         low, high = centre / np.sqrt(10), centre * np.sqrt(10)
     log_y(ax, low, high)
-    n_axis(ax, sorted(summary[along].unique()), axis_words(along))
+    n_axis(ax, sorted(summary[along].unique()), axis_label(along))
     ax.set_ylabel(CONSTANTS.get(column, column))
     if not stated(summary, [column]):
         ax.text(

@@ -21,9 +21,10 @@ from studies.figures.style import (
     whole_steps,
     width_for,
 )
+from studies.findings.applicable import another_loss
 from studies.findings.exponents import LEAST
 from studies.findings.grid import varied
-from studies.findings.written import axis_words, setting
+from studies.findings.written import axis_label, axis_words, setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from studies.results.frames import Frames
 
 MOST_LINES = 6
+"""Of a numeric axis, in one panel."""
 PLACES = {
     "measured_replaced": "at the replaced sample",
     "measured_others": "at the worst other training sample",
@@ -73,6 +75,18 @@ def columns_of(labels: Sequence[str]) -> int:
     return max(min(len(labels), 100 // (max(map(len, labels), default=0) + 6)), 1)
 
 
+def lines_of(values: Sequence) -> list:
+    """The values of an axis that have a line: all words; of numbers six at most, the smallest and largest among them.
+
+    >>> lines_of([8, 1, 2, 3, 4, 5, 6, 7])
+    [1, 2, 4, 5, 7, 8]
+    """
+    values = sorted(values, key=lambda value: (isinstance(value, str), value))
+    if len(values) <= MOST_LINES or not is_numeric(values):
+        return values
+    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MOST_LINES).round().astype(int))]
+
+
 def is_numeric(values: Sequence) -> bool:
     return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
 
@@ -109,19 +123,15 @@ def draw_over_axis(ax: Axes, frame: pd.DataFrame, axis: str, column: str, by: st
         ax.set_xticks(range(len(values)), words, **slant)
         ax.set_xlim(-0.6, len(values) - 0.4)
     log_y(ax, *log_limits(usable[column]))
-    ax.set_xlabel(axis_words(axis))
+    ax.set_xlabel(axis_label(axis))
     ax.set_ylabel(LABELS.get(column, column.replace("_", " ")))
     return ax
 
 
 @styled
 def draw_trajectory(ax: Axes, trajectories: pd.DataFrame, axis: str, column: str) -> Axes:
-    """Median of ``column`` over seeds and pairs against the step, a line per value of ``axis`` (at most six, the first
-    and last among them)."""
-    values = sorted(trajectories[axis].unique(), key=lambda value: (isinstance(value, str), value))
-    if len(values) > MOST_LINES:
-        values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, MOST_LINES).round().astype(int))]
-    drawn = []
+    """Median of ``column`` over seeds and pairs against the step, a line per value of ``axis`` (:func:`lines_of`)."""
+    values, drawn = lines_of(trajectories[axis].unique()), []
     for index, value in enumerate(values):
         median = trajectories[trajectories[axis] == value].groupby("step")[column].median()
         median = median[median > 0]
@@ -202,7 +212,7 @@ def loop_sections(frames: Frames) -> list[Section]:
             "Divergence over training",
             "Medians over seeds and pairs against the step. The twins start together, so the first steps leave the axis "
             "downwards. Look at whether the lines level off or still rise at the end: then more steps would part the twins "
-            "further.",
+            "further." + lines_words(frames.trajectories, axis),
             lambda: trajectory_figure(frames.trajectories, axis, PLACES),
         ),
     ]
@@ -220,6 +230,13 @@ def loop_sections(frames: Frames) -> list[Section]:
             ),
         )
     return found
+
+
+def lines_words(trajectories: pd.DataFrame, axis: str) -> str:
+    """A sentence of the caption where not every value has a line."""
+    values = trajectories[axis].unique()
+    shown = lines_of(values)
+    return f" {len(shown)} of {len(values)} values have a line." if len(shown) < len(values) else ""
 
 
 def alone_with_mass(frames: Frames, axis: str) -> bool:
@@ -270,8 +287,14 @@ def twin_sections(frames: Frames) -> list[Section]:
                 f"constants-{axis.rpartition('.')[2]}",
                 f"What the theorem rests on, against {axis_words(axis)}",
                 bars + "ξ is the rate of the theorem; the kernel drift is what its proof drops, as a share of the "
-                "disturbance that it keeps; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 "
-                "over measured stays. ξ = 0 has no place on a log axis.",
+                "disturbance that it keeps"
+                + (
+                    ". Look at whether ξ moves while the divergence stays. "
+                    if another_loss(summary)
+                    else "; T3 is the sharpest bound under its assumptions. Look at whether ξ moves while T3 over measured "
+                    "stays. "
+                )
+                + "ξ = 0 has no place on a log axis.",
                 lambda axis=axis: over_axis_figure(rows, axis, CONSTANTS, by if by != axis else None),
             )
             for axis in axes

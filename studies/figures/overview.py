@@ -26,6 +26,7 @@ from studies.figures.style import COLUMN, PAGE, STYLE, new_figure, save_figure
 from studies.figures.training import draw_divergence, draw_spectrum, spectrum_figure, training_figure
 from studies.figures.waterfall import draw_waterfall, waterfall_figure
 from studies.figures.wording import plural
+from studies.findings.applicable import another_loss
 from studies.findings.confinement import equal_loss
 from studies.findings.exponents import compared
 from studies.findings.written import number, short_words
@@ -78,7 +79,7 @@ class Drawing:
 def drawings(frames: Frames) -> list[Drawing]:
     """What can be drawn from the frames of one width. Figures whose table is not there are left out."""
     summary, n = frames.summary, int(frames.summary["n"].max())
-    along = compared(summary)
+    along, another = compared(summary), another_loss(summary)
     found = [
         Drawing(
             "bounds",
@@ -93,10 +94,10 @@ def drawings(frames: Frames) -> list[Drawing]:
                 "training",
                 f"Divergence over training, n = {n}",
                 f"n = {n}; lines are medians over the twin pairs, bands their quartiles; the twins start together, so "
-                "the first steps leave the axis downwards. Top row: all training outputs, with T3 (flow, no kernel "
-                "drift, on the recorded grid) and the enclosure T4. Bottom row: the worst sample, with the enclosure "
-                "T5. Look whether T4 or T5 stays below the path length: where it runs above, contraction explains nothing "
-                "that the length of the path does not.",
+                "the first steps leave the axis downwards. Top row: all training outputs, with "
+                f"{'T3H' if another else 'T3'} (flow, no kernel drift, on the recorded grid) and the enclosure T4. Bottom "
+                "row: the worst sample, with the enclosure T5. Look whether T4 or T5 stays below the path length: where it "
+                "runs above, contraction explains nothing that the length of the path does not.",
                 lambda: training_figure(frames.trajectories, summary),
             )
         )
@@ -106,9 +107,13 @@ def drawings(frames: Frames) -> list[Drawing]:
             "The constants of the bounds",
             "All measured along the runs; median over the twin pairs, bars from the smallest to the largest. T0 = "
             f"2κ²L/(ξμ√n), μ the mass: look for the constant that moves with {'the mass' if along == 'mass' else 'n'}. "
-            "With λ_max(H) fixed, a falling ξ is a "
-            "worsening condition number of the kernel. The last panel is what comes of it: T0 over 2L√n, which no "
-            "divergence can exceed. Each panel spans a decade at least.",
+            "With λ_max(H) fixed, a falling ξ is a worsening condition number of the kernel. "
+            + (
+                "T0 itself needs ½‖y − a‖². "
+                if another
+                else "The last panel is what comes of it: T0 over 2L√n, which no divergence can exceed. "
+            )
+            + "Each panel spans a decade at least.",
             lambda: constants_figure(summary),
         ),
         Drawing(
@@ -116,9 +121,12 @@ def drawings(frames: Frames) -> list[Drawing]:
             "What each inequality costs",
             "From the measurement (1, top) to the paper's bound: each bar is one step of the chain, from value/measured of "
             "the bound before it to its own, means of the logarithm over the pairs (so the steps of one n add up), the number "
-            "the factor at the largest n. Rows T3 to T1, T0 undo one inequality of the proof each; path, T5 and T4 need the "
-            "trained twin. A hatched bar runs backwards: T5 below the path (contraction explains something) or T3 below T4 "
-            "(which covers the drift of the kernel). Bottom: the worst sample alone, for the bounds that speak of it. A step "
+            "the factor at the largest n. "
+            + ("Path" if another else "Rows T3 to T1, T0 undo one inequality of the proof each; path")
+            + ", T5 and T4 need the trained twin. A hatched bar runs backwards: T5 below the path (contraction explains "
+            "something)"
+            + ("" if another else " or T3 below T4 (which covers the drift of the kernel)")
+            + ". Bottom: the worst sample alone, for the bounds that speak of it. A step "
             "without a bar is infinite (ξ = 0) or 1. Look for the longest bars: there the chain loses most.",
             lambda: waterfall_figure(summary),
         ),

@@ -21,7 +21,7 @@ from studies.figures.style import (
     styled,
 )
 from studies.findings.rlo import axes_of, means, tuned
-from studies.findings.written import axis_words, setting
+from studies.findings.written import axis_label, axis_words, setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def draw_sweep(ax: Axes, table: pd.DataFrame, quantity: str, x: str, others: Seq
         beside = 1.03 ** (i - (len(groups) - 1) / 2)  # bars of one x next to each other
         ax.errorbar(rows[x] * beside, y, yerr=[low, half], label=text, elinewidth=0.6, **series_style(i, len(groups)))
     ticks = sorted(table[x].unique())
-    n_axis(ax, ticks, axis_words(x), margin=1.2)
+    n_axis(ax, ticks, axis_label(x), margin=1.2)
     only_ticks(ax.xaxis, ticks if len(ticks) < 8 else ticks[::2])
     _value_axis(ax, table, quantity)
     ax.set_ylabel(_label(quantity))

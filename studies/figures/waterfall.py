@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.bounds import shown_masses
-from studies.figures.style import decade, new_figure, series_style, styled, width_for
+from studies.figures.style import decade, new_figure, note_title, series_style, styled, width_for
+from studies.findings.applicable import loss_note
 from studies.findings.waterfall import waterfall
 from studies.findings.written import number
 
@@ -116,4 +117,6 @@ def waterfall_figure(summary: pd.DataFrame) -> Figure:
     handles = [Patch(color=series_style(i, len(ns))["color"], label=f"n = {n}") for i, n in enumerate(ns)]
     handles.append(Patch(facecolor="0.8", edgecolor="0.15", hatch="//////", label="smaller than the one before"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if panels > 1 else 2)
+    if note := loss_note(summary):
+        note_title(figure, note)
     return figure

@@ -22,8 +22,15 @@ def stated(table: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 
 def scale_words(summary: pd.DataFrame) -> str:
-    """What 1 means on the axis of the outputs. One output is a regression: classes are one-hot rows of two or more."""
-    if "outputs" in summary.columns and (summary["outputs"] == 1).all():
+    """What 1 means on the axis of the outputs, by the number of ``classes`` (0: a regression).
+
+    >>> import pandas as pd
+    >>> scale_words(pd.DataFrame({"classes": [10], "outputs": [10]}))
+    'targets are one-hot, so 1 is the distance from 0 to a target'
+    """
+    # Tables of before 2026-12 hold no number of classes; there one output tells a regression.
+    regression = summary["classes"] == 0 if "classes" in summary.columns else summary.get("outputs", 0) == 1
+    if np.all(regression):
         return "the unit is that of the regression target (its standard deviation in scikit-learn's sets)"
     return "targets are one-hot, so 1 is the distance from 0 to a target"
 

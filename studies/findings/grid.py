@@ -100,7 +100,7 @@ def loop_finding(frames: Frames) -> list[str]:
         f"{pairs} moved apart by {sup.min():.3g} to {sup.max():.3g} (median {sup.median():.3g}) on the worst training sample."
     ]
     if axes:
-        said.append(f"By {short_words(axes[0])}: " + along(summary, axes[0]))
+        said.append(f"Medians over seeds and pairs by {short_words(axes[0])}: " + along(summary, axes[0]))
     if "T5" in summary.columns and summary["T5"].notna().any():
         finite = summary[np.isfinite(summary["T5"]) & (summary["path_sup"] > 0)]
         below = int((finite["T5"] < 0.98 * finite["path_sup"]).sum())
@@ -114,7 +114,7 @@ def loop_finding(frames: Frames) -> list[str]:
     if identity:
         agree = sum(row["difference"].holds(0.0) for row in identity)
         said.append(
-            f"The generalization gap equals the average replace-one stability within the 95 % interval at {agree} of "
+            f"The mean generalization gap equals the mean replace-one stability within the 95 % interval at {agree} of "
             f"{len(identity)} places of the grid, as it must in expectation; for example "
             + "; ".join(
                 f"{', '.join(setting(name, row[name]) for name in axes)}: gap {row['gap']}, stability {row['stability']}"

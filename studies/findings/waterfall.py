@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studies.findings.applicable import stated
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -55,7 +57,8 @@ def waterfall(summary: pd.DataFrame, quantity: str = "l2") -> pd.DataFrame:
     log10 of a pair), ``before``, ``after`` (mean log10 of start/measured and end/measured), ``pairs`` (how many entered) and
     ``left_out`` (pairs with no finite value there or before: ξ = 0).
 
-    Σ log10 over the steps is ``after`` of the last, where the same pairs entered all of them.
+    Σ log10 over the steps is ``after`` of the last, where the same pairs entered all of them. Bounds that do not apply to
+    the loss (NaN in every pair) are not in the chain.
 
     >>> import pandas as pd
     >>> rows = pd.DataFrame({"n": 6, "mass": 1.0, "measured_l2": [1.0], "path_l2": [2.0], "T4": [20.0], "T0": [2e4]})
@@ -64,7 +67,7 @@ def waterfall(summary: pd.DataFrame, quantity: str = "l2") -> pd.DataFrame:
     """
     import pandas as pd
 
-    chain = chain_of(summary.columns, quantity)
+    chain = chain_of(stated(summary, summary.columns), quantity)
     keys = [key for key in GRID if key in summary.columns]
     rows: list[dict] = []
     for key, these in summary.groupby(keys, sort=True):

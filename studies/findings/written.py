@@ -49,6 +49,15 @@ def axis_words(name: str) -> str:
     return AXES.get(name, short_words(name))
 
 
+def axis_label(name: str) -> str:
+    """What stands at an axis of a figure, with its unit where it has one to name.
+
+    >>> axis_label("mass"), axis_label("batch")
+    ('mass [no unit]', 'batch size [samples]')
+    """
+    return axis_words(name) + (" [no unit]" if name == "mass" else "")
+
+
 def short_words(name: str) -> str:
     """
     >>> short_words("data.label_noise"), short_words("n")

@@ -25,7 +25,8 @@ def as_tables(key: dict, drawn: Draw, result) -> dict[str, pd.DataFrame]:
     pair_keys = [
         key | {"replaced": k, "replacement": row} for k, row in zip(drawn.replaced, drawn.replacement_rows, strict=True)
     ]
-    summary = pd.DataFrame([pair_key | pair for pair_key, pair in zip(pair_keys, rows, strict=True)])
+    fixed = {"classes": drawn.classes}
+    summary = pd.DataFrame([pair_key | fixed | pair for pair_key, pair in zip(pair_keys, rows, strict=True)])
     _refuse_nan(summary)
 
     run = {name: np.asarray(series) for name, series in result.run.items()}

@@ -78,6 +78,20 @@ def test_points_of_a_panel_are_the_medians_and_bars_reach_from_least_to_most():
     np.testing.assert_allclose(np.array(bars), ends)
 
 
+@pytest.mark.parametrize(
+    ("values", "axis", "lines", "words"),
+    [
+        ([f"rule-{i}" for i in range(8)], "optimizer", 8, False),
+        ([1, 2, 4, 8, 16, 24, 32, 64], "batch", 6, True),
+        ([1, 2, 4], "batch", 3, False),
+    ],
+)
+def test_every_word_has_a_line_and_numbers_without_one_are_counted(values, axis, lines, words):
+    found = {section.name: section for section in loop_sections(made(values, axis))}["training"]
+    assert len(found.make().legends[0].get_texts()) == lines
+    assert (f"{lines} of {len(values)} values have a line." in found.caption) == words
+
+
 def test_what_has_no_place_on_a_log_axis_is_left_out():
     frames = made(OPTIMIZERS)
     summary = frames.summary.assign(T5=np.inf)

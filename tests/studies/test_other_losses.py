@@ -11,7 +11,9 @@ from nt_kernel.errors import NumericalError
 from stability.loss_ladder import NOT_APPLICABLE, QUADRATIC_ONLY
 from studies import figures, run_study
 from studies.definition.config import Study
+from studies.figures import overview
 from studies.figures.lines import drawn_lines
+from studies.findings.applicable import scale_words
 from studies.kinds.twins_tables import _refuse_nan
 from studies.report.page import write_report
 from tests.studies import synthetic
@@ -38,17 +40,50 @@ def test_rungs_that_do_not_apply_are_not_drawn(study):
         "bounds": figures.bounds_figure(study.summary, draws=50),
         "training": figures.training_figure(study.trajectories, study.summary),
         "ratios": figures.ratios_figure(study.summary),
+        "waterfall": figures.waterfall_figure(study.summary),
     }
     for name, figure in drawn.items():
         labels = {label for ax in figure.axes for label in drawn_lines(ax)}
+        labels |= {text.get_text() for ax in figure.axes for text in ax.get_yticklabels()}  # of a waterfall
         assert not labels & {"T0", "T1", "T1c", "T2", "T2H", "2L√n", "2L"}, name
         assert {"T4", "T5", "path"} <= labels
+        assert not any("ξ = 0" in text.get_text() for ax in figure.axes for text in ax.texts), name
         legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
         assert not re.search(r"T0|T1|T2|2L", legend)
         said = [*(text.get_text() for text in figure.texts), *(sub.get_suptitle() for sub in [figure, *figure.subfigs])]
         assert any("not applicable: T0 to T3, 2L√n, 2L (they need ½‖y − a‖²)" in text for text in said), name
     assert "T3H" in drawn_lines(drawn["bounds"].axes[0])
     assert all("T0 not applicable" in ax.get_title() for ax in drawn["bounds"].axes[3:6])
+
+
+def test_captions_speak_of_what_is_drawn(study):
+    plain, other = (
+        {drawing.name: drawing.caption for drawing in overview.drawings(frames)}
+        for frames in (synthetic.frames(), study)
+    )
+    assert plain.keys() == other.keys()
+    for words, there in ((plain, True), (other, False)):
+        assert ("dotted trivial level" in words["bounds"]) == there
+        assert ("with T3 (flow" in words["training"]) == there
+        assert ("T0 over 2L√n, which no divergence can exceed" in words["constants"]) == there
+        assert ("Rows T3 to T1, T0" in words["waterfall"]) == there
+    assert "T3H" in other["bounds"]
+    assert "with T3H (flow" in other["training"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"classes": 10, "outputs": 10}, "one-hot"),
+        ({"classes": 0, "outputs": 3}, "regression"),
+        ({"classes": 0, "outputs": 1}, "regression"),
+        ({"outputs": 1}, "regression"),
+        ({"outputs": 2}, "one-hot"),
+        ({"n": 6}, "one-hot"),
+    ],
+)
+def test_the_unit_of_the_outputs_is_told_by_the_classes(columns, words):
+    assert words in scale_words(pd.DataFrame([columns] * 2))
 
 
 def test_a_metric_rung_that_applies_in_some_pairs_says_where_it_does_not(study):
