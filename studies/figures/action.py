@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import hue
-from studies.figures.style import PAGE, log_limits, log_y, new_figure, only_ticks, styled
+from studies.figures.style import PAGE, log_limits, log_y, new_figure, only_ticks, panel, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def optimizer_style(frame: pd.DataFrame, name: str) -> dict:
     return {"color": hue(color), "linestyle": dash, "marker": marker, "markeredgecolor": "white"}
 
 
-@styled
+@panel
 def draw_excess(ax: Axes, frame: pd.DataFrame) -> Axes:
     """Excess action against the training loss that was reached (falling to the right), a line per optimizer."""
     for name in optimizers_of(frame):
@@ -68,7 +68,7 @@ def draw_excess(ax: Axes, frame: pd.DataFrame) -> Axes:
     return ax
 
 
-@styled
+@panel
 def draw_alignment(ax: Axes, frame: pd.DataFrame) -> Axes:
     """The cosine in G between every step and −G⁻¹∇h, against the training loss that the step starts from."""
     for name in optimizers_of(frame):

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, label_lines, legend_of_kinds
-from studies.figures.style import PANELS, UNIT, log_limits, log_y, n_axis, new_figure, note_title, styled, width_for
+from studies.figures.lines import LINES, MEASURED, PER_SAMPLE, STACKED, ink, known_lines, label_lines, legend_of_kinds
+from studies.figures.style import (
+    PANELS,
+    UNIT,
+    log_limits,
+    log_y,
+    n_axis,
+    new_figure,
+    note_title,
+    panel,
+    styled,
+    width_for,
+)
 from studies.figures.wording import plural
 from studies.findings.applicable import another_loss, loss_note, stated, why_missing
 from studies.findings.exponents import LEAST, Exponent, compared, fit_exponent
@@ -81,13 +92,14 @@ def medians_along(rows: pd.DataFrame, column: str, along: str) -> tuple[np.ndarr
     return shown.index.to_numpy(float), shown.to_numpy(float), list(finite.index[~finite])
 
 
-@styled
+@panel
 def draw_bounds(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STACKED, *, along: str = "n") -> Axes:
     """Medians over the twin pairs of one mass against n, log-log. Infinite bounds are left out and named in the panel.
 
     The measured line carries a band from the smallest to the largest pair. ``along``: another axis of numbers than n, such
     as "mass" or "width", for rows that differ in it alone.
     """
+    known_lines(columns)
     left_out: dict[tuple, list[str]] = {}
     for column in stated(rows, columns):
         x, y, infinite = medians_along(rows, column, along)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.figures.lines import LINES, drawn_lines, label_lines, legend_of_kinds
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.figures.lines import LINES, drawn_lines, known_lines, label_lines, legend_of_kinds
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, panel, series_style, styled
 from studies.findings.applicable import loss_note, stated
 from studies.findings.confinement import PLACES, by_place, equal_loss
 from studies.findings.written import number
@@ -28,9 +28,10 @@ RATIOS = {
 NO_BOUND = "No bound of the theory covers held-out points."
 
 
-@styled
+@panel
 def draw_ratios(ax: Axes, rows: pd.DataFrame, measured: str, columns: Sequence[str]) -> Axes:
     """Median over the pairs of bound/measured against mass, rows of one n. 1 is a bound that is met exactly."""
+    known_lines(columns)
     rows = rows[rows[measured] > 0]
     left_out: dict[tuple[float, ...], list[str]] = {}
     for column in stated(rows, columns):
@@ -53,7 +54,7 @@ def draw_ratios(ax: Axes, rows: pd.DataFrame, measured: str, columns: Sequence[s
     return ax
 
 
-@styled
+@panel
 def draw_held_out(ax: Axes, rows: pd.DataFrame) -> Axes:
     """Divergence at the worst held-out point over that at the replaced sample against mass, rows of one n.
 
@@ -101,7 +102,7 @@ def ratios_figure(summary: pd.DataFrame, n: int | None = None) -> Figure:
     return figure
 
 
-@styled
+@panel
 def draw_place(ax: Axes, table: pd.DataFrame) -> Axes:
     """Divergence at one place against mass, a line per n, bars from the smallest to the largest pair.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from studies.figures.bounds import masses_of
 from studies.figures.grid import columns_of
-from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, series_style, styled
+from studies.figures.style import PAGE, log_limits, log_y, n_axis, new_figure, panel, series_style, styled
 from studies.findings.applicable import stated
 from studies.findings.exponents import compared
 from studies.findings.numbers import ratio
@@ -31,7 +31,7 @@ DASHES = {"-": "", "--": (4, 2), "-.": (5, 1.5, 1.2, 1.5)}
 """Matplotlib's dash names as seaborn takes them."""
 
 
-@styled
+@panel
 def draw_constant(ax: Axes, summary: pd.DataFrame, column: str, *, along: str = "n") -> Axes:
     """One constant against n, a line per mass: median over the pairs, bars from the smallest to the largest. ``along``
     "mass": against the mass, a line per n.

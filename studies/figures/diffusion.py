@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.movements import look, solver_legend, solvers_of
-from studies.figures.style import PAGE, log_limits, log_y, new_figure, styled, whole_steps
+from studies.figures.style import PAGE, log_limits, log_y, new_figure, panel, styled, whole_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def tuned_table(frames: Frames, table: str) -> pd.DataFrame:
     return getattr(frames, table).merge(best(frames)[keys], on=keys)
 
 
-@styled
+@panel
 def draw_rounds(ax: Axes, rounds: pd.DataFrame, quantity: str, budget: str) -> Axes:
     """``loss`` or ``inexactness`` against the round under one kind of budget, a line per solver: means over seeds, bands
     from the least to the largest. ``rounds``: rows of one learning rate per solver (:func:`tuned_table`)."""
@@ -48,7 +48,7 @@ def draw_rounds(ax: Axes, rounds: pd.DataFrame, quantity: str, budget: str) -> A
     return ax
 
 
-@styled
+@panel
 def draw_samples(ax: Axes, samples: pd.DataFrame, budget: str = "seconds") -> Axes:
     """Rows of eight images of the first seed: real ones, their reconstructions, and samples of each solver."""
     table = samples[(samples["seed"] == samples["seed"].min()) & (samples["budget"] == budget)]

@@ -16,6 +16,7 @@ from studies.figures.style import (
     log_y,
     n_axis,
     new_figure,
+    panel,
     series_style,
     styled,
     whole_steps,
@@ -91,7 +92,7 @@ def is_numeric(values: Sequence) -> bool:
     return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
 
 
-@styled
+@panel
 def draw_over_axis(ax: Axes, frame: pd.DataFrame, axis: str, column: str, by: str | None = None) -> Axes:
     """Median of ``column`` at each value of ``axis``, bars from the smallest to the largest pair, a line per value of ``by``.
 
@@ -128,7 +129,7 @@ def draw_over_axis(ax: Axes, frame: pd.DataFrame, axis: str, column: str, by: st
     return ax
 
 
-@styled
+@panel
 def draw_trajectory(ax: Axes, trajectories: pd.DataFrame, axis: str, column: str) -> Axes:
     """Median of ``column`` over seeds and pairs against the step, a line per value of ``axis`` (:func:`lines_of`)."""
     values, drawn = lines_of(trajectories[axis].unique()), []

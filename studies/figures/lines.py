@@ -133,6 +133,17 @@ LINES = {
         Line("trivial_sup", "2L", TRIVIAL, "2L", "grey", ":", ""),
     )
 }
+
+
+def known_lines(columns: Iterable[str]) -> None:
+    """Raise ValueError for a name that no line has."""
+    from nt_kernel.errors import unknown_name
+
+    for column in columns:
+        if column not in LINES:
+            raise ValueError(unknown_name("column that is drawn as a line", column, LINES))
+
+
 # What may stand in one panel: bounds on the stacked norm ‖e‖, and bounds on every single sample.
 STACKED = ("T0", "T1", "T1c", "T2", "T3", "T2H", "T3H", "T4", "path_l2", "vacuity_floor", "measured_l2")
 PER_SAMPLE = ("T0", "T5", "path_sup", "trivial_sup", "measured_sup")

@@ -10,6 +10,7 @@ from studies.figures.style import (
     log_y,
     n_axis,
     new_figure,
+    panel,
     series_style,
     styled,
     whole_steps,
@@ -30,7 +31,7 @@ def look(solver: str) -> dict:
     return series_style(ORDER.index(solver), len(ORDER)) if solver in ORDER else {"color": "0.5"}
 
 
-@styled
+@panel
 def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str, clock: str = "CPU") -> Axes:
     """Largest tracking error of one problem, as a share of the way, against a budget (``iterations`` or ``seconds``).
 
@@ -53,7 +54,7 @@ def draw_budget(ax: Axes, summary: pd.DataFrame, problem: str, budget: str, cloc
     return ax
 
 
-@styled
+@panel
 def draw_bound(ax: Axes, steps: pd.DataFrame, problem: str) -> Axes:
     """‖u^k − ū^k‖ (marks) and Σ q^(k−1−j)·δⱼ (lines) of one problem along the outer steps, as shares of the way; the
     first seed, each solver at its best learning rate."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from studies.definition.kinds import Section
 from studies.figures.grid import columns_of, draw_over_axis
-from studies.figures.style import COLUMN, PAGE, UNIT, log_limits, log_x, log_y, new_figure, series_style, styled
+from studies.figures.style import COLUMN, PAGE, UNIT, log_limits, log_x, log_y, new_figure, panel, series_style, styled
 from studies.findings.grid import varied
 from studies.findings.written import axis_words, setting
 
@@ -26,7 +26,7 @@ TITLES = {
 }
 
 
-@styled
+@panel
 def draw_predicted(ax: Axes, summary: pd.DataFrame, place: str, by: str) -> Axes:
     """A mark per twin: predicted against measured; the line is equality."""
     x, y = f"measured_{place}", f"predicted_{place}"
@@ -45,7 +45,7 @@ def draw_predicted(ax: Axes, summary: pd.DataFrame, place: str, by: str) -> Axes
     return ax
 
 
-@styled
+@panel
 def draw_prediction_error(ax: Axes, summary: pd.DataFrame, place: str, axis: str, by: str | None = None) -> Axes:
     """|predicted − measured| / measured at one place against ``axis``: medians, bars from the least to the largest."""
     measured = summary[f"measured_{place}"]
@@ -56,7 +56,7 @@ def draw_prediction_error(ax: Axes, summary: pd.DataFrame, place: str, axis: str
     return ax
 
 
-@styled
+@panel
 def draw_calibration(ax: Axes, calibration: pd.DataFrame, factor: float) -> Axes:
     """Trained against predicted divergence of the calibration twins of ``stability predict``; lines: equality, and the
     ``factor`` q of its upper limit."""

@@ -17,6 +17,7 @@ from studies.figures.style import (
     n_axis,
     new_figure,
     only_ticks,
+    panel,
     series_style,
     styled,
 )
@@ -79,7 +80,7 @@ def _abscissa(frames: Frames) -> str | None:
     return max(numeric, key=lambda name: (name != "lr", frames.summary[name].nunique()))
 
 
-@styled
+@panel
 def draw_sweep(ax: Axes, table: pd.DataFrame, quantity: str, x: str, others: Sequence[str] = ()) -> Axes:
     """One quantity against the numeric axis ``x``, a line per combination of ``others``: means over seeds, bars 95 %
     intervals. ``table``: :func:`studies.findings.rlo.means`."""
@@ -101,7 +102,7 @@ def draw_sweep(ax: Axes, table: pd.DataFrame, quantity: str, x: str, others: Seq
     return ax
 
 
-@styled
+@panel
 def draw_settings(ax: Axes, table: pd.DataFrame, quantity: str, axes: Sequence[str]) -> Axes:
     """One quantity of every setting, a horizontal line each: means over seeds, bars 95 % intervals.
 

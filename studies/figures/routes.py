@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.lines import hue
-from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, styled
+from studies.figures.style import PAGE, UNIT, log_limits, log_y, n_axis, new_figure, panel, styled
 from studies.findings.exponents import Exponent, signed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def exponent_text(fit: Exponent) -> str:
     return f"{signed(fit.slope)} [{signed(fit.low)}, {signed(fit.high)}]" if fit.fitted else "not fitted"
 
 
-@styled
+@panel
 def draw_routes(ax: Axes, frame: pd.DataFrame, fits: Mapping[str, Exponent]) -> Axes:
     """Medians over the twins of one problem against n, log-log; dotted: 1/n and 1/√n through the first measured value."""
     columns = [column for column in LOOKS if column in fits]

@@ -104,6 +104,27 @@ def styled(draw: Callable) -> Callable:
     return wrapper
 
 
+def panel(draw: Callable) -> Callable:
+    """Decorator of a ``draw_…(ax, frame, …)``: under the style; ValueError for a table without rows, or without a column
+    that it needs."""
+    draw = styled(draw)
+
+    @functools.wraps(draw)
+    def wrapper(ax, frame, *args, **kwargs):
+        if not len(frame):
+            raise ValueError(f"{draw.__name__} was given a table without rows")
+        try:
+            return draw(ax, frame, *args, **kwargs)
+        except KeyError as error:
+            missing = str(error.args[0]).removeprefix("Column not found: ")  # of a pandas group
+            if missing in frame.columns:
+                raise
+            there = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{draw.__name__}: the table has no column {missing!r}; it has {there}") from error
+
+    return wrapper
+
+
 @styled
 def new_figure(width: float, height: float) -> Figure:
     """A figure without pyplot: nothing remembers it, nothing must close it."""

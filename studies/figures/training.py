@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.bounds import shown_masses
-from studies.figures.lines import LINES, MEASURED, drawn_lines, hue, label_lines, legend_of_kinds
-from studies.figures.style import UNIT, log_limits, log_y, new_figure, note_title, styled, width_for
+from studies.figures.lines import LINES, MEASURED, drawn_lines, hue, known_lines, label_lines, legend_of_kinds
+from studies.figures.style import UNIT, log_limits, log_y, new_figure, note_title, panel, styled, width_for
 from studies.findings.applicable import loss_note, stated
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ BAND = {0.0: 1.0, 0.05: 0.95, 0.25: 0.75}
 """Lower quantile of H's eigenvalues: the upper one that closes the band."""
 
 
-@styled
+@panel
 def draw_divergence(ax: Axes, rows: pd.DataFrame, columns: Sequence[str] = STACKED_PATHS) -> Axes:
     """Medians over the pairs of one (n, mass) against the step, with the quartiles as a band. Step 0 is 0 by the
     shared start."""
+    known_lines(columns)
     rows = rows[rows["step"] > 0]
     for column in stated(rows, columns):
         quartiles = rows.groupby("step")[column].quantile([0.25, 0.5, 0.75]).unstack()  # [steps, 3]
@@ -102,7 +103,7 @@ def step_label(summary: pd.DataFrame) -> str:
     return f"training step (lr = {rates[0]:g})" if len(rates) == 1 else "training step"
 
 
-@styled
+@panel
 def draw_spectrum(ax: Axes, spectra: pd.DataFrame, xi: float) -> Axes:
     """Quantiles of the eigenvalues of H against the step, medians over the seeds of one (n, mass), and ξ as a line.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from studies.figures.bounds import shown_masses
-from studies.figures.style import decade, new_figure, note_title, series_style, styled, width_for
+from studies.figures.style import decade, new_figure, note_title, panel, series_style, styled, width_for
 from studies.findings.applicable import loss_note
 from studies.findings.waterfall import waterfall
 from studies.findings.written import number
@@ -34,7 +34,7 @@ def shown_n(frame: pd.DataFrame) -> list[int]:
     return [ns[i] for i in picks]
 
 
-@styled
+@panel
 def draw_waterfall(ax: Axes, steps: pd.DataFrame, *, largest: float | None = None) -> Axes:
     """The steps of one mass (rows of :func:`studies.findings.waterfall.waterfall`) as floating horizontal bars.
 

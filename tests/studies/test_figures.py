@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 import subprocess
 import sys
 
@@ -199,7 +200,7 @@ def test_a_study_of_one_n_runs_along_the_mass():
         drawn_lines(stacked)["T4"].get_ydata(), study.summary.groupby("mass")["T4"].median().to_numpy()
     )
     assert stacked.get_title() == "n = 12"
-    assert single.get_xlabel() == "mass"
+    assert single.get_xlabel() == "mass [no unit]"
     assert exponents.get_xlabel() == "exponent of mass, 95 % interval"
     expected = str(fit_exponent(study.summary, "T0", along="mass", draws=100))
     assert expected in [text.get_text() for text in exponents.texts]
@@ -295,3 +296,26 @@ def test_spread_keeps_order_and_gap(seed):
 def test_spread_leaves_alone_what_does_not_touch():
     np.testing.assert_allclose(spread([0.9, 0.1, 0.5], 0.1), [0.9, 0.1, 0.5])
     assert spread([], 0.1).size == 0
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda ax, f: figures.draw_bounds(ax, f.summary, ("T9",)), "unknown column that is drawn as a line 'T9'"),
+        (
+            lambda ax, f: figures.draw_bounds(ax, f.summary, ("T5",), along="lr2"),
+            "has no column 'lr2'; it has n, width",
+        ),
+        (lambda ax, f: figures.draw_divergence(ax, f.trajectories, ("T9",)), "line 'T9'; known are"),
+        (
+            lambda ax, f: figures.draw_over_axis(ax, f.summary, "n", "gapp"),
+            "draw_over_axis: the table has no column 'gapp'",
+        ),
+        (lambda ax, f: figures.draw_trajectory(ax, f.trajectories, "n", "gapp"), "has no column 'gapp'"),
+        (lambda ax, f: figures.draw_constant(ax, f.summary, "chi"), "has no column 'chi'"),
+        (lambda ax, f: figures.draw_constant(ax, f.summary[:0], "xi"), "draw_constant was given a table without rows"),
+    ],
+)
+def test_what_a_panel_cannot_draw_is_named(draw, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        draw(figures.new_figure(3, 2).subplots(), synthetic.frames())
