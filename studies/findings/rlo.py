@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from studies.results.frames import Frames
 
 DISTANCES = ("sup", "held_out_sup", "sup_at_level")
-MEASURED = ("loss_tail", "held_out", "thickness", "alignment", *DISTANCES)
+VELOCITY = ("thickness", "alignment", "factor", "forcing")
+MEASURED = ("loss_tail", "held_out", *VELOCITY, *DISTANCES)
 LOST = ("diverged", "twin_diverged")
 
 
@@ -31,7 +32,9 @@ def axes_of(frames: Frames) -> list[str]:
 
 def per_seed(summary: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     """One row for each setting and seed: the mean over its twins. A run that diverged has no loss, its pairs no distance."""
-    table = summary.assign(**{name: summary.get(name, 0.0) for name in LOST})  # older folders do not say it of twins
+    # older folders do not say it of twins, and frames of one's own may hold no velocity
+    there = {name: summary.get(name, 0.0) for name in LOST} | {name: summary.get(name, np.nan) for name in VELOCITY}
+    table = summary.assign(**there)
     table[list(LOST)] = table[list(LOST)].astype(float)
     lost = table["diverged"] > 0
     table.loc[lost, [name for name in MEASURED if name != "held_out"]] = np.nan

@@ -110,6 +110,10 @@ def test_the_numbers_of_a_pair_are_their_definitions():
     assert pair["sup_at_level"] == pytest.approx(gaps[first][keep].max().item())
     assert pair["steps_to_level"] == 5 * first
     assert pair["factor"] == pytest.approx(0.75, abs=1e-10)  # 1 − η, found from the run
+    summary, empty = pd.DataFrame([pair | {"n": 12, "width": 6, "mass": 1.0, "seed": 0}]), pd.DataFrame()
+    table = means(Frames(summary, empty, empty, empty, config={"grid": {"n": [12]}}))
+    assert table["factor"].tolist() == [pair["factor"]]
+    assert table["forcing"].tolist() == [pair["forcing"]] != [0.0]
     assert pair["thickness"] > 0
     assert pair["held_out"] == accuracy(runs[0][1][-1]["out"], drawn.held_out_targets)
 
