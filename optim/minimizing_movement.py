@@ -54,7 +54,8 @@ def minimizing_movements(
     keep_parameters: keep θ^k of every step (:func:`optim.movements.degeneracy.local_nondegeneracy` wants them).
 
     Raises ValueError/TypeError for bad arguments and for an energy that is not finite, not as convex as it claims or below its
-    own floor, here or at a later iterate; the model is then as it was. NumericalError where a proximal point cannot be found.
+    own floor, here or at a later iterate; the model is then as it was. NumericalError where a proximal point cannot be found;
+    where it is only u* that Newton's method does not find, ``distance`` is nan.
 
     >>> from optim.movements.energy import SquaredEnergy
     >>> model = nn.Linear(1, 1, bias=False, dtype=torch.float64)

@@ -165,7 +165,8 @@ def test_an_energy_that_ends_on_the_way_puts_everything_back():
     before = copy.deepcopy(model.state_dict())
     energy = ConvexEnergy(lambda u: (0.5 * (u - 2).square() + 0 * (0.5 - u).sqrt()).sum(1), convexity=1.0)
     with pytest.raises(
-        ValueError, match="energy 'callable' or its gradient is not finite on the way to its proximal point"
+        ValueError,
+        match="energy 'callable' or its gradient is not finite on the way to the proximal point of 'callable'",
     ):
         minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
@@ -273,6 +274,20 @@ def test_no_more_inner_iterations_than_allowed():
     assert [one.iterations for one in run.inner] == [3, 3]
     assert run.violated() == []
     assert replace(run, certificates=0 * run.certificates).violated() == ["delta ≤ delta_certificate"]
+
+
+def test_a_run_is_kept_where_the_minimum_is_not_known():
+    """Every proximal point is found, u* (at a kink) is not: no distance to it, the rest stands."""
+    energy = ConvexEnergy(lambda u: 3 * (u + 5).abs().sum(1) + 0.05 * u.square().sum(1), convexity=0.1, floor=0.0)
+    run = minimizing_movements(net(), draw(N, 2), energy, tau=0.3, steps=3, delta=1e-3)
+    assert run.reached
+    assert run.trajectory.minimizer is None
+    c = run.columns()
+    assert all(math.isnan(value) for value in c["distance"] + c["distance_bound"])
+    assert c["budget"] == pytest.approx(
+        [(2 * 0.3 * k * run.energies[0].item() / (2 + 0.3 * 0.1)) ** 0.5 for k in (1, 2, 3)], rel=1e-9
+    )  # E(u⁰) − floor
+    assert run.violated() == []
 
 
 def test_energies_are_those_after_each_step_and_the_budget_is_that_of_the_fall_to_the_minimum():

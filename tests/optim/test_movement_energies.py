@@ -1,5 +1,7 @@
 """Energies, curvatures and proximal points against autograd, dense matrices and scipy."""
 
+import math
+
 import pytest
 import scipy.optimize
 import torch
@@ -194,6 +196,83 @@ def test_newton_says_how_far_it_came():
         newton(kink, torch.full((2, 1), 0.1, dtype=F64), 1.0)
     with pytest.raises(NumericalError, match="not positive definite"):
         Curvature("number", torch.tensor(-1.0), 0.5).solve(torch.ones(2, 1))
+
+
+CANCELLING = {
+    "terms far larger than E": (lambda u: u.exp() - u - 1, 0.0, False),
+    "softplus both ways": (
+        lambda u: nn.functional.softplus(u) + nn.functional.softplus(-u) - 2 * math.log(2),
+        0.0,
+        False,
+    ),
+    "a constant": (lambda u: 0.5 * u.square() + 1e6 - 1e6, 1.0, False),
+    "minimum of a small ridge": (
+        lambda u: (
+            nn.functional.binary_cross_entropy_with_logits(u, (torch.arange(4) % 2)[:, None].to(u), reduction="none")
+            + 5e-7 * u.square()
+        ),
+        1e-6,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANCELLING)
+def test_newton_goes_on_where_the_fall_of_the_energy_is_below_its_rounding(case):
+    function, convexity, of_itself = CANCELLING[case]
+    energy = ConvexEnergy(lambda u: function(u).sum(1), convexity)
+    for seed in (1, 2, 8, 9):
+        g = torch.Generator().manual_seed(seed)
+        size = 10 ** (torch.rand((), generator=g, dtype=F64) * 4 - 3)
+        centre, tau = (
+            torch.randn(4, 1, generator=g, dtype=F64) * size,
+            10 ** (torch.rand((), generator=g).item() * 3 - 1),
+        )
+        p = newton(energy, centre, None if of_itself else tau)
+        slope = energy.gradient(p) + (0 if of_itself else (p - centre) / tau)
+        off = norm(slope).item() / (convexity + (0 if of_itself else 1 / tau))
+        assert off <= 100 * EXACT * max(1.0, norm(p).item())
+
+
+def test_newton_does_not_go_in_circles():
+    """Up by a smaller slope, back by a smaller value: softplus(−2u) with a long step."""
+    energy = ConvexEnergy(lambda u: nn.functional.softplus(-2 * u).sum(1))
+    centre = torch.tensor([[-0.72], [3.85], [4.64], [-5.46]], dtype=F64)
+    p = proximal_point(energy, centre, 36.7)
+    assert certificate(energy, p, centre, 36.7) <= 100 * EXACT * norm(p).item()
+
+
+def test_what_newton_does_not_reach_is_named_and_an_unknown_minimum_is_none():
+    kink = ConvexEnergy(lambda u: (u.abs() + 0.5 * (u + 0.3).square()).sum(1), 1.0)
+    at = torch.full((2, 1), 3.0, dtype=F64)
+    with pytest.raises(NumericalError, match="the minimum of 'callable' is known to this distance only"):
+        newton(kink, at, None)
+    assert minimum(kink, at) is None
+
+
+UNSEEN = {
+    "all": lambda u: (u.detach() - 5).square().sum(1),
+    "a number": lambda u: torch.tensor(u.detach().square().sum().item()),
+    "a part": lambda u: u.square().sum(1) + 3 * u.detach().sum(1),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_an_energy_that_autograd_does_not_see_is_refused(case):
+    for seed in range(5):
+        with pytest.raises(ValueError, match=r"not what its gradient says.*no detach\(\), item\(\) or numpy"):
+            check_energy(ConvexEnergy(UNSEEN[case]), 1 + draw(N, C, seed=seed))
+
+
+def test_values_of_few_digits_are_no_reason_to_refuse():
+    for function in (
+        lambda u: u.sum(1) + 1e6 - 1e6,
+        lambda u: u.exp().sum(1) - u.sum(1) - C,
+        lambda u: u.float().sum(1),
+    ):
+        for seed in range(5):
+            for size in (1e-6, 1.0, 30.0):
+                check_energy(ConvexEnergy(function), size * draw(N, C, seed=seed), seed=seed)
 
 
 def test_a_gradient_with_a_jump_is_no_proximal_point_to_rounding():
