@@ -132,9 +132,41 @@ BAD = {
     "targets": (lambda: SquaredEnergy(torch.full((2, 1), float("inf"))), "finite"),
     "curvature": (lambda: SquaredEnergy(torch.zeros(2, 1), 0.0), "curvature must be positive"),
     "λ < 0": (lambda: ConvexEnergy(coupled, -1.0), "convexity must be a number λ ≥ 0"),
-    "weights": (lambda: dirichlet_energy(-torch.ones(2, 2), torch.zeros(2, 1)), "not negative"),
+    "weights": (lambda: dirichlet_energy(-torch.ones(2, 2), torch.zeros(2, 1)), "must not be negative"),
     "order": (lambda: chain_weights(torch.tensor([1.0, 0.0])), "ascending"),
 }
+
+
+ONE, SQUARE = torch.zeros(2, 1), torch.ones(2, 2)
+WRONG_KIND = {
+    "A": (lambda: QuadraticEnergy([[1.0]], ONE), TypeError, "A must be a real tensor, got list"),
+    "b": (lambda: QuadraticEnergy(SQUARE, [[1.0]]), TypeError, "b must be a real tensor, got list"),
+    "complex": (lambda: QuadraticEnergy(SQUARE + 0j, ONE), TypeError, "A must be a real tensor, got torch.complex64"),
+    "constant": (lambda: QuadraticEnergy(SQUARE, ONE, "0"), TypeError, "constant must be a number, got '0'"),
+    "empty A": (lambda: QuadraticEnergy(torch.zeros(0, 0), torch.zeros(0, 1)), ValueError, r"A must be \[N, N\]"),
+    "targets": (lambda: SquaredEnergy([1.0]), TypeError, "targets must be a real tensor, got list"),
+    "empty": (lambda: SquaredEnergy(torch.zeros(0, 1)), ValueError, r"N, C ≥ 1, got shape \(0, 1\)"),
+    "three": (lambda: SquaredEnergy(torch.zeros(2, 2, 2)), ValueError, r"got shape \(2, 2, 2\)"),
+    "weights": (lambda: dirichlet_energy([[0.0]], ONE), TypeError, "weights must be a real tensor, got list"),
+    "size": (lambda: dirichlet_energy(torch.ones(3, 3), ONE), ValueError, r"N = 2 as the targets, got shape \(3, 3\)"),
+    "no weights": (lambda: dirichlet_energy(torch.ones(0, 0), ONE), ValueError, r"got shape \(0, 0\)"),
+    "values": (lambda: dirichlet_energy(SQUARE, [0.0, 1.0]), TypeError, "targets must be a real tensor, got list"),
+    "long": (lambda: dirichlet_energy(SQUARE, ONE, torch.ones(3)), ValueError, r"with N = 2, got shape \(3,\)"),
+    "words": (
+        lambda: dirichlet_energy(SQUARE, ONE, "x"),
+        TypeError,
+        r"fidelity must be a number or a tensor \[N\], got 'x'",
+    ),
+    "points": (lambda: chain_weights([0.0, 1.0]), TypeError, "points must be a real tensor, got list"),
+    "no points": (lambda: chain_weights(torch.zeros(0)), ValueError, r"got shape \(0,\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_KIND)
+def test_what_is_no_energy_says_what_came(case):
+    make, error, text = WRONG_KIND[case]
+    with pytest.raises(error, match=text):
+        make()
 
 
 @pytest.mark.parametrize("case", BAD)
