@@ -296,6 +296,15 @@ def test_an_energy_that_autograd_does_not_see_is_refused(case):
             check_energy(ConvexEnergy(UNSEEN[case]), 1 + draw(N, C, seed=seed))
 
 
+def test_both_sides_of_a_point_near_an_unseen_minimum_are_looked_at():
+    """E − E(u) < 0 on one side only, and only near u."""
+    for seed in range(12):
+        u = draw(N, C, seed=seed)
+        target = u + 0.05
+        with pytest.raises(ValueError, match="not what its gradient says"):
+            check_energy(ConvexEnergy(lambda v, target=target: (v.detach() - target).square().sum(1)), u)
+
+
 def test_values_of_few_digits_are_no_reason_to_refuse():
     for function in (
         lambda u: u.sum(1) + 1e6 - 1e6,
