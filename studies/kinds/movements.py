@@ -169,12 +169,15 @@ def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
     )
     found = [(title, reach)]
     if len(frames.degeneracy):
-        table = frames.degeneracy.drop(columns=["solver", "reason"])
+        table = frames.degeneracy.drop(columns=["solver", "reason"]).rename(columns={"reached": "steps_within"})
         found.append(
             ("Local non-degeneracy and interior localisation along Gauss–Newton runs, with negative controls", table)
         )
         found.append(
-            ("σ_min(J) and how far θ went, after each outer step: medians over seeds", sigma_along(frames.sigma))
+            (
+                "σ_min(J), σ_max(J), ‖θ^k − θ⁰‖ and ‖J(θ^k) − J(θ⁰)‖ after each outer step: medians over seeds",
+                sigma_along(frames.sigma),
+            )
         )
     return found
 
