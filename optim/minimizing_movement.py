@@ -14,11 +14,21 @@ import torch
 from torch import nn
 
 from nt_kernel.capture.observe import batch_size
+from nt_kernel.capture.probe import refuse_parameters
 from optim.movements.convexity import check_curvature, check_energy
 from optim.movements.energy import ConvexEnergy, Energy
 from optim.movements.first_order import FirstOrder
 from optim.movements.gauss_newton import GaussNewton
-from optim.movements.inner import Inner, InnerProblem, copy_into, network_outputs, solve_inner
+from optim.movements.inner import (
+    Inner,
+    InnerProblem,
+    copy_into,
+    network_outputs,
+    refuse_random,
+    refuse_training_layers,
+    solve_inner,
+    state_of,
+)
 from optim.movements.proximal import certificate, minimum, proximal_point
 from optim.movements.result import MovementRun
 from optim.movements.tracking import Trajectory
@@ -53,8 +63,10 @@ def minimizing_movements(
     solver: :class:`~optim.movements.gauss_newton.GaussNewton` (default) or :class:`~optim.movements.first_order.FirstOrder`.
     keep_parameters: keep θ^k of every step (:func:`optim.movements.degeneracy.local_nondegeneracy` wants them).
 
-    Raises ValueError/TypeError for bad arguments and for an energy that is not finite, not as convex as it claims or below its
-    own floor, here or at a later iterate; the model is then as it was. NumericalError where a proximal point cannot be found.
+    Raises ValueError/TypeError for bad arguments, for an energy that is not finite, not as convex as it claims or below its
+    own floor, here or at a later iterate, and for a model whose outputs are no function of its parameters (dropout or
+    BatchNorm in training mode, a random forward); parameters and buffers are then as they were. NumericalError where a
+    proximal point cannot be found; where it is only u* that Newton's method does not find, ``distance`` is nan.
 
     >>> from optim.movements.energy import SquaredEnergy
     >>> model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
@@ -68,19 +80,17 @@ def minimizing_movements(
     """
     solver = GaussNewton() if solver is None else solver
     _check(model, energy, solver, tau, steps, delta, inner_steps, inner_seconds)
-    N = batch_size(x)
+    for name, value in (("clock", clock), *(() if output is None else (("output", output),))):
+        if not callable(value):
+            raise TypeError(f"{name} must be callable, got {value!r}")
+    refuse_parameters(model)
+    refuse_training_layers(model)
     session = solver.session(model)
-    with torch.no_grad():
-        u = network_outputs(model, x, output)
-    if not bool(u.isfinite().all()):
-        raise ValueError(f"the network's outputs on the {N} samples are not finite before the first step")
-    energy.check(u)
-    check_energy(energy, u)
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    start = {n: p.detach().clone() for n, p in params.items()}
-    found = _Sequence(u, energy, tau)
-    path = {n: [p] for n, p in start.items()}
+    start = {n: t.detach().clone() for n, t in state_of(model).items()}
     try:
+        found = _Sequence(_start(model, x, energy, output), energy, tau)
+        path = {n: [start[n]] for n in params}
         for _ in range(steps):
             problem = InnerProblem(model, x, energy, tau, found.outputs[-1], output)
             found.advance(lambda target, problem=problem: solve_inner(
@@ -91,8 +101,21 @@ def minimizing_movements(
         kept = {n: torch.stack(values) for n, values in path.items()} if keep_parameters else None
         return found.result(delta, kept)
     except BaseException:
-        copy_into(params, start)
+        copy_into(state_of(model), start)
         raise
+
+
+def _start(model: nn.Module, x, energy: Energy, output: Callable | None) -> torch.Tensor:
+    """u⁰; ValueError where it is not finite or not repeated by a second pass, and where E does not take it."""
+    N = batch_size(x)
+    with torch.no_grad():
+        u, again = network_outputs(model, x, output), network_outputs(model, x, output)
+    if not bool(u.isfinite().all()):
+        raise ValueError(f"the network's outputs on the {N} samples are not finite before the first step")
+    refuse_random(u, again, next(p.dtype for p in model.parameters() if p.requires_grad))
+    energy.check(u)
+    check_energy(energy, u)
+    return u
 
 
 class _Sequence:

@@ -53,12 +53,17 @@ class QuadraticEnergy(Energy):
     """
 
     def __init__(self, A: Tensor, b: Tensor, constant: float = 0.0, *, name: str = "quadratic"):
+        check_tensor("A", A)
+        check_tensor("b", b)
+        if isinstance(constant, bool) or not isinstance(constant, Real):
+            raise TypeError(f"constant must be a number, got {constant!r}")
         self.A, self.b = A.detach().double(), b.detach().double()
         if (
             self.A.dim() != 2
             or self.A.shape[0] != self.A.shape[1]
             or self.b.shape[:1] != self.A.shape[:1]
             or b.dim() != 2
+            or not b.numel()
         ):
             raise ValueError(f"A must be [N, N] and b [N, C], got {tuple(A.shape)} and {tuple(b.shape)}")
         if not bool(self.A.isfinite().all() & self.b.isfinite().all()) or not math.isfinite(constant):
@@ -108,8 +113,11 @@ class SquaredEnergy(Energy):
     name, floor = "squared", 0.0
 
     def __init__(self, targets: Tensor, curvature: float = 1.0):
-        if not isinstance(targets, Tensor) or targets.dim() not in (1, 2) or not bool(targets.isfinite().all()):
-            raise ValueError("targets must be a finite tensor [N, C] or [N]")
+        check_targets(targets)
+        if not bool(targets.isfinite().all()):
+            raise ValueError(
+                f"targets must be finite, {int((~targets.isfinite()).sum())} of {targets.numel()} entries are not"
+            )
         if isinstance(curvature, bool) or not isinstance(curvature, Real) or not 0 < curvature < math.inf:
             raise ValueError(f"curvature must be positive and finite, got {curvature!r}")
         self.targets = targets.detach().double().reshape(len(targets), -1)
@@ -134,22 +142,46 @@ class SquaredEnergy(Energy):
             raise ValueError(f"targets are {tuple(self.targets.shape)}, the model's outputs {tuple(u.shape)}")
 
 
+def check_tensor(name: str, value) -> None:
+    """Raise TypeError for what is no real tensor."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a real tensor, got {got}")
+
+
+def check_targets(targets: Tensor) -> None:
+    """Raise TypeError/ValueError unless ``targets`` is a tensor [N, C] or [N] that is not empty."""
+    check_tensor("targets", targets)
+    if targets.dim() not in (1, 2) or not targets.numel():
+        raise ValueError(f"targets must be [N, C] or [N] with N, C ≥ 1, got shape {tuple(targets.shape)}")
+
+
 def dirichlet_energy(weights: Tensor, targets: Tensor, fidelity: float | Tensor = 1.0) -> QuadraticEnergy:
     """E(u) = (1/N)[½ Σ_{i<j} w_ij‖u_i − u_j‖² + ½ Σ_i f_i‖u_i − a_i‖²]: smoothness along a graph, and fidelity to the data.
 
     ``weights`` [N, N] symmetric, ≥ 0 (:func:`chain_weights` for ½∫|u'|²), ``targets`` a [N, C], ``fidelity`` f ≥ 0, a number
-    or [N] (0: no datum there). A = graph Laplacian + diag(f). Raises ValueError for weights or fidelities that are negative.
+    or [N] (0: no datum there). A = graph Laplacian + diag(f). Raises TypeError for what is no tensor (number), ValueError for
+    shapes that do not fit and for weights or fidelities that are negative.
 
     >>> E = dirichlet_energy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0], [3.0]]))
     >>> E.A.tolist(), E.minimizer.flatten().tolist()
     ([[2.0, -1.0], [-1.0, 2.0]], [1.0, 2.0])
     """
+    check_tensor("weights", weights)
+    check_targets(targets)
     w, a = weights.detach().double(), targets.detach().double().reshape(len(targets), -1)
-    f = torch.as_tensor(fidelity, dtype=torch.float64, device=w.device).expand(len(a))
-    if w.shape != (len(a), len(a)) or not bool((w >= 0).all()) or not bool((f >= 0).all()):
+    if not isinstance(fidelity, Tensor) and (isinstance(fidelity, bool) or not isinstance(fidelity, Real)):
+        raise TypeError(f"fidelity must be a number or a tensor [N], got {fidelity!r}")
+    f = torch.as_tensor(fidelity, dtype=torch.float64, device=w.device).detach()
+    if f.shape not in ((), (1,), (len(a),)):
+        raise ValueError(f"fidelity must be a number or [N] with N = {len(a)}, got shape {tuple(f.shape)}")
+    f = f.expand(len(a))
+    if w.shape != (len(a), len(a)):
+        raise ValueError(f"weights must be [N, N] with N = {len(a)} as the targets, got shape {tuple(w.shape)}")
+    if not bool((w >= 0).all() & (f >= 0).all()):
         raise ValueError(
-            f"weights must be [N, N] and, like the fidelity, not negative; got {tuple(w.shape)} for N = {len(a)}, "
-            f"least weight {w.min().item():.3g}, least fidelity {f.min().item():.3g}"
+            f"weights and fidelity must not be negative; least weight {w.min().item():.3g}, least fidelity "
+            f"{f.min().item():.3g}"
         )
     w = w - torch.diag(w.diagonal())
     A = torch.diag(w.sum(1) + f) - w
@@ -165,9 +197,12 @@ def chain_weights(points: Tensor) -> Tensor:
     tensor([[0., 4.],
             [4., 0.]], dtype=torch.float64)
     """
+    check_tensor("points", points)
+    if points.dim() != 1 or not points.numel():
+        raise ValueError(f"points must be one ascending sequence [N], got shape {tuple(points.shape)}")
     gaps = points.detach().double().diff()
-    if points.dim() != 1 or not bool((gaps > 0).all()):
-        raise ValueError("points must be one ascending sequence [N]")
+    if not bool((gaps > 0).all()):
+        raise ValueError("points must be one ascending sequence [N], and these do not ascend")
     upper = torch.diag(len(points) / gaps, 1)
     return upper + upper.mT
 

@@ -1,5 +1,6 @@
 """Baselines: any torch optimizer as the inner solver, on the gradient of the proximal objective."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ class FirstOrder:
     """``factory``: parameters → optimizer, ``lambda params: torch.optim.Adam(params, lr=1e-3)``; an iteration is one step.
 
     ``keep``: one optimizer, with its moments, for all outer steps; otherwise a new one for each. ``closure``: for those that
-    ask for one (LBFGS). Raises TypeError unless ``factory`` is callable, and when it does not make a torch optimizer.
+    ask for one (LBFGS). Raises TypeError unless ``factory`` is callable, and when it does not make a torch optimizer;
+    ValueError for an optimizer that moves parameters of another model, or asks for a closure where ``closure`` is False.
 
     >>> FirstOrder(lambda params: torch.optim.SGD(params, lr=0.1)).keep
     False
@@ -46,6 +48,17 @@ class FirstOrderSession:
         made = self.settings.factory([p for p in self.model.parameters() if p.requires_grad])
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(f"factory must return a torch optimizer, got {type(made).__name__}")
+        own = {id(p) for p in self.model.parameters()}
+        moved = [p for group in made.param_groups for p in group["params"]]
+        strange = sum(id(p) not in own for p in moved)
+        if strange:
+            raise ValueError(
+                f"{strange} of the {len(moved)} parameters of the {type(made).__name__} that factory returned are not the "
+                "model's; write FirstOrder(lambda params: Adam(params, lr=…)) with the parameters it is given"
+            )
+        asked = inspect.signature(made.step).parameters.get("closure")
+        if asked is not None and asked.default is inspect.Parameter.empty and not self.settings.closure:
+            raise ValueError(f"{type(made).__name__}.step asks for a closure; write FirstOrder(…, closure=True)")
         return made
 
     def iterate(self, problem: InnerProblem) -> Iterator[Tensor]:

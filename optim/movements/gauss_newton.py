@@ -66,7 +66,13 @@ class GaussNewton:
             )
 
     def session(self, model: nn.Module) -> "GaussNewtonSession":
-        """The solver at work on ``model``."""
+        """The solver at work on ``model``. Raises ValueError for parameters in half precision, which have no Cholesky."""
+        for name, p in model.named_parameters():
+            if p.requires_grad and p.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"parameter {name!r} is {p.dtype}; Gauss–Newton solves its system in the type of the parameters, which "
+                    "has to be torch.float32 or torch.float64; write model.float()"
+                )
         layers = {layer: tuple(f) for layer, f in trainable_layers(model).items()}
         resolve_mass(self.mass, layers, {n: p.shape for n, p in model.named_parameters() if p.requires_grad})
         return GaussNewtonSession(self)
@@ -105,7 +111,14 @@ class GaussNewtonSession:
     def _moved(self, problem: InnerProblem, view: "View") -> Tensor | None:
         trust, model = self.settings.damping, problem.model
         if not isinstance(trust, LevenbergMarquardt):
-            move, _ = view.step(damping_at(trust, self.steps))
+            epsilon = damping_at(trust, self.steps)
+            try:
+                move, _ = view.step(epsilon)
+            except NumericalError as error:
+                problem.reason = (
+                    f"no step at damping {epsilon:g}: {error}; a larger one, or LevenbergMarquardt(), may have one"
+                )
+                return None
             copy_into(problem.params, {n: p + self.settings.lr * move[n] for n, p in problem.params.items()})
             return problem.outputs()
         _, fixed = split_state(model)

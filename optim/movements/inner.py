@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from nt_kernel.capture.observe import batch_size, flatten_outputs
 from optim.movements.energy import Energy
@@ -59,6 +61,33 @@ def network_outputs(model: nn.Module, x, output: Callable | None = None) -> Tens
     return flatten_outputs(y if output is None else output(y), batch_size(x)).double()
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a run may change: the trainable parameters and the buffers, the tensors themselves, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
+
+
+def refuse_training_layers(model: nn.Module) -> None:
+    """Raise ValueError for dropout and BatchNorm in training mode."""
+    for name, module in model.named_modules():
+        random = isinstance(module, _DropoutNd) and module.p > 0
+        if module.training and (random or isinstance(module, _BatchNorm)):
+            what = "draws random masks" if random else "makes samples interact and moves its statistics"
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) {what} in training mode, so the outputs are no function of the "
+                "parameters; call model.eval() first"
+            )
+
+
+def refuse_random(first: Tensor, second: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError where two passes at the same θ differ by more than rounding in the model's ``dtype``."""
+    gap = norm(first - second).item()
+    if not gap <= torch.finfo(dtype).eps ** 0.5 * (1 + norm(first).item()):
+        raise ValueError(
+            f"two passes of the model at the same parameters and inputs differ by {gap:.3g}: its outputs are no function of "
+            "the parameters (a random forward, or one that remembers); call model.eval() first"
+        )
+
+
 class Session(Protocol):
     """A solver at work on one model: what it keeps between outer steps is its own."""
 
@@ -96,7 +125,7 @@ def solve_inner(
     """
     best_u = problem.centre
     best = norm(best_u - target).item()
-    kept = {n: p.detach().clone() for n, p in problem.params.items()}
+    kept = {n: t.detach().clone() for n, t in state_of(problem.model).items()}
     iterations, spent, at_best = 0, 0.0, True
     iterator = session.iterate(problem)
     reason = "" if best <= delta else f"{most} inner iterations were not enough"
@@ -120,12 +149,12 @@ def solve_inner(
         if at_best:
             best, best_u = distance, u
             if best > delta:
-                copy_into(kept, problem.params)
+                copy_into(kept, state_of(problem.model))
         if best <= delta:
             reason = ""
     iterator.close()
     if not at_best:
-        copy_into(problem.params, kept)
+        copy_into(state_of(problem.model), kept)
     counts = problem.evaluations, problem.gradients
     return Inner(best_u.detach(), best, best <= delta, reason, iterations, *counts, spent)
 

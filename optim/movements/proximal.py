@@ -45,50 +45,74 @@ def proximal_point(energy: Energy, centre: Tensor, tau: float) -> Tensor:
 
 
 def newton(energy: Energy, centre: Tensor, tau: float | None) -> Tensor:
-    """argmin of E(v) + ‖v − centre‖²/(2τ), from ``centre`` on; ``tau=None``: of E itself, which needs λ > 0."""
+    """argmin of E(v) + ‖v − centre‖²/(2τ), from ``centre`` on; ``tau=None``: of E itself, which needs λ > 0.
+
+    A share t of the step s is taken where F falls (Armijo) or where ‖∇F(v + ts)‖ ≤ (1 − 10⁻⁴t)‖∇F(v)‖. The second is descent
+    as well, of the certificate: ∇²F s = −∇F, so ‖∇F‖² falls along s at the rate 2‖∇F‖². It is needed where the fall of F is
+    below the rounding of its terms, which may be far larger than F. From the first step that only it takes, it alone decides:
+    F and ‖∇F‖ by turns could go in circles.
+    """
     weight = 0.0 if tau is None else 1 / tau
     modulus = energy.convexity + weight
+    what = f"the {'minimum' if tau is None else 'proximal point'} of {energy.name!r}"
     v = centre.clone()
     value, best = _objective(energy, v, centre, weight), float("inf")
-    stalled, blocked = 0, False
+    slope = _slope(energy, v, centre, weight)
+    stalled, blocked, by_slope = 0, False, False
     for _ in range(MOST_STEPS):
-        slope = energy.gradient(v) + weight * (v - centre)
-        off = norm(slope).item() / modulus
+        size = norm(slope).item()
+        off = size / modulus
         if not math.isfinite(off):
-            raise _no_number(energy)
+            raise _no_number(energy, what)
         allowed = EXACT * max(1.0, norm(v).item())
         stalled = 0 if off < best / 2 else stalled + 1
         best = min(best, off)
-        if off <= allowed or (stalled > 3 and best <= 100 * allowed):  # rounding of ∇E: no further
+        if off <= allowed or (stalled > 3 and off <= 100 * allowed):  # rounding of ∇E: no further
             return v
         step = -energy.curvature(v).shifted(weight).solve(slope)
         fall, t, blocked = inner_product(slope, step).item(), 1.0, False
         while t > 1e-12:
-            reached = _objective(energy, v + t * step, centre, weight)
-            blocked |= not math.isfinite(reached)
-            if reached <= value + 1e-4 * t * fall + 8 * torch.finfo(v.dtype).eps * abs(value):
-                v, value = v + t * step, reached
+            at = v + t * step
+            reached = _objective(energy, at, centre, weight)
+            if not math.isfinite(reached):
+                blocked, t = True, t / 2
+                continue
+            other = _slope(energy, at, centre, weight)
+            falls = reached <= value + 1e-4 * t * fall + 8 * torch.finfo(v.dtype).eps * abs(value)
+            if (falls and not by_slope) or norm(other).item() <= (1 - 1e-4 * t) * size:
+                by_slope |= not falls
+                v, value, slope = at, reached, other
                 break
             t /= 2
+        else:
+            if off <= 100 * allowed:
+                return v
+            break
     if blocked:
-        raise _no_number(energy)
-    raise NumericalError(
-        f"the proximal point of {energy.name!r} is known to this distance only", where="Newton's method", value=best
-    )
+        raise _no_number(energy, what)
+    raise NumericalError(f"{what} is known to this distance only", where="Newton's method", value=best)
 
 
 def minimum(energy: Energy, near: Tensor) -> tuple[Tensor, float] | None:
-    """(u*, E*) where it is known: closed form, or by Newton for λ > 0; None for λ = 0."""
+    """(u*, E*) where it is known: closed form, or by Newton for λ > 0; None for λ = 0 and where Newton gets to no point that
+    is certified to ``EXACT`` (a λ far below the rounding of ∇E, a kink at u*)."""
     if getattr(energy, "minimizer", None) is not None:
         return energy.minimizer, float(energy.value(energy.minimizer))
     if not energy.convexity:
         return None
-    u = newton(energy, near, None)
+    try:
+        u = newton(energy, near, None)
+    except (NumericalError, ValueError):
+        return None
     return u, float(energy.value(u))
 
 
-def _no_number(energy: Energy) -> ValueError:
-    return ValueError(f"energy {energy.name!r} or its gradient is not finite on the way to its proximal point")
+def _no_number(energy: Energy, what: str) -> ValueError:
+    return ValueError(f"energy {energy.name!r} or its gradient is not finite on the way to {what}")
+
+
+def _slope(energy: Energy, v: Tensor, centre: Tensor, weight: float) -> Tensor:
+    return energy.gradient(v) + weight * (v - centre)
 
 
 def _objective(energy: Energy, v: Tensor, centre: Tensor, weight: float) -> float:

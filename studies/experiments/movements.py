@@ -16,10 +16,26 @@ if TYPE_CHECKING:
 PROBLEMS = ("wave", "diabetes")
 # Learning rates tried; the best one at each budget is what counts.
 RATES = {"SGD": (0.03, 0.1, 0.3), "SGD, momentum": (0.01, 0.03, 0.1), "Adam": (1e-3, 3e-3, 1e-2)}
+ALONG = ("sigma_min", "sigma_max", "displacement", "change")
 VERDICTS = ("non-degenerate", "iterates inside", "budget inside")
 # A δ that no solver comes to within any budget: all of it is spent.
 OUT_OF_REACH = 1e-10
 SOLVERS = ("Gauss–Newton", *RATES)
+# Columns of an outer step, each beside what bounds it; kept as shares of the way.
+LENGTHS = (
+    "delta",
+    "delta_certificate",
+    "tracking",
+    "tracking_bound",
+    "uniform_bound",
+    "distance",
+    "distance_bound",
+    "ball",
+    "path",
+    "path_bound",
+    "exact_path",
+    "budget",
+)
 
 
 def problem(
@@ -28,6 +44,7 @@ def problem(
     """(network d-width-width-1 with tanh, inputs [n, d], targets [n, 1]); drawn in float64 on the CPU, then put in place.
 
     "wave": y = sin 4x + 0.3·cos 9x on n points of [−1, 1]; "diabetes": n rows of scikit-learn's data set, standardised.
+    Raises ValueError for another name, n < 2, more rows than there are, and rows that agree in a column (no deviation).
 
     >>> model, x, a = problem("wave", 5, 8, 0)
     >>> x.shape, a.shape, sum(p.numel() for p in model.parameters())
@@ -40,6 +57,8 @@ def problem(
 
     if name not in PROBLEMS:
         raise ValueError(f"unknown problem {name!r}; known are {', '.join(map(repr, PROBLEMS))}")
+    if n < 2:
+        raise ValueError(f"n = {n}: a problem has at least 2 samples")
     data, start = np.random.SeedSequence([seed, 60527779]).spawn(2)
     if name == "wave":
         x = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
@@ -48,9 +67,14 @@ def problem(
         from sklearn.datasets import load_diabetes
 
         features, target = load_diabetes(return_X_y=True)
+        if n > len(features):
+            raise ValueError(f"n = {n}: diabetes has {len(features)} rows; write n = {len(features)} or fewer")
         rows = np.random.default_rng(data).permutation(len(features))[:n]
         both = torch.from_numpy(np.column_stack([features, target])[rows])
-        both = (both - both.mean(0)) / both.std(0)
+        deviation = both.std(0)
+        if not bool((deviation > 0).all()):
+            raise ValueError(f"n = {n}: the {n} rows of diabetes that seed {seed} draws agree in a column; take more")
+        both = (both - both.mean(0)) / deviation
         x, a = both[:, :-1], both[:, -1:]
     place = {"dtype": getattr(torch, dtype), "device": device}
     model = fully_connected([x.shape[1], width, width, 1], "tanh", start, dtype=dtype, device=device)
@@ -90,7 +114,8 @@ def solver_tables(
 
     ``budget`` is "iterations" or "seconds" (of ``clock``) for each outer step, with a δ out of reach, or "delta": δ as a
     share of the way ‖u⁰ − ū^K‖, ``most`` iterations a step. ``tracking``: max_k ‖u^k − ū^k‖ as a share of it, ``bound`` the
-    same of Σ q^{k−1−j}δ_j; ``reached``: outer steps that ended within δ; ``iterations``, ``seconds``: all steps together;
+    same of Σ q^{k−1−j}δ_j; ``reached``: outer steps that ended within δ, of ``outer_steps``; ``iterations``, ``seconds``: all
+    steps together;
     ``violated``: inequalities of :mod:`optim.movements.tracking` that failed.
     """
     import pandas as pd
@@ -114,6 +139,7 @@ def solver_tables(
                     "energy": c["energy"][-1],
                     "exact_energy": c["exact_energy"][-1],
                     "reached": sum(c["reached"]),
+                    "outer_steps": steps,
                     "iterations": run.iterations,
                     "seconds": sum(c["seconds"]),
                     "violated": ", ".join(run.violated()),
@@ -121,16 +147,7 @@ def solver_tables(
             )
             if (budget, size) == ("iterations", float(max(iterations))):
                 table = pd.DataFrame({"step": c["step"], "lr": lr, "energy": c["energy"]})
-                for name in (
-                    "delta",
-                    "tracking",
-                    "tracking_bound",
-                    "uniform_bound",
-                    "ball",
-                    "path",
-                    "path_bound",
-                    "budget",
-                ):
+                for name in LENGTHS:
                     table[name] = [value / way for value in c[name]]
                 by_step.append(table)
     return {"summary": pd.DataFrame(summary), "steps": pd.concat(by_step, ignore_index=True)}
@@ -158,22 +175,28 @@ def _run(model_of, inner, budget: str, size: float, most: int, tau: float, steps
 
 def tuned(summary: "pd.DataFrame", keys: Sequence[str] = ("problem", "solver", "budget", "per_step")) -> "pd.DataFrame":
     """The rows of the best learning rate for each of ``keys``: least mean tracking error over seeds; where δ is the budget,
-    most steps that reached it, then fewest iterations."""
+    most steps that reached it first, and between rates with all of them fewest iterations (an inner solver that diverges at
+    once needs few as well). A tracking error that is not finite comes last."""
     keys = list(keys)
-    mean = summary.groupby([*keys, "lr"])[["tracking", "reached", "iterations"]].mean().reset_index()
+    tracking = summary["tracking"].where(summary["tracking"].abs() < float("inf"), float("inf"))
+    seen = summary.assign(tracking=tracking, missed=summary["outer_steps"] - summary["reached"])
+    mean = seen.groupby([*keys, "lr"])[["tracking", "missed", "iterations"]].mean().reset_index()
     by_delta = mean["budget"] == "delta"
-    mean["rank"] = mean["tracking"].where(~by_delta, mean["iterations"] - 1e9 * mean["reached"])
-    best = mean.loc[mean.groupby(keys)["rank"].idxmin(), [*keys, "lr"]]
-    return summary.merge(best, on=[*keys, "lr"])
+    mean["then"] = mean["iterations"].where(by_delta & (mean["missed"] == 0), mean["tracking"])
+    mean["missed"] = mean["missed"].where(by_delta, 0)
+    best = mean.sort_values(["missed", "then"], kind="stable").groupby(keys).head(1)
+    return summary.merge(best[[*keys, "lr"]], on=[*keys, "lr"])
 
 
 def nondegeneracy(
     problem_of: "Callable[[int], tuple[nn.Module, Tensor, Tensor]]", widths: Sequence[int], tau: float, steps: int
-) -> "pd.DataFrame":
+) -> "dict[str, pd.DataFrame]":
     """σ_min(J) along Gauss–Newton runs by width, and the negative controls: an input that occurs twice, too few parameters.
 
-    One row for each run: sigma_start, sigma_least, displacement, the radius R, the length 2ℓ/σ₀ needed, outer steps within
-    δ = 10⁻³, and the three verdicts of :meth:`optim.movements.degeneracy.Nondegeneracy.verdicts`.
+    ``degeneracy``: one row for each run: sigma_start, sigma_least, displacement, the radius R, the length 2ℓ/σ₀ needed,
+    outer steps within δ = 10⁻³, and the three verdicts of :meth:`optim.movements.degeneracy.Nondegeneracy.verdicts`.
+    ``sigma``: one row for each θ^k of it, k = 0 … steps: sigma_min, sigma_max, displacement ‖θ^k − θ⁰‖, change
+    ‖J(θ^k) − J(θ⁰)‖.
     """
     import pandas as pd
     import torch
@@ -183,7 +206,7 @@ def nondegeneracy(
 
     cases = [(f"width {width}", width, False) for width in widths]
     cases += [("an input twice", widths[-1], True), ("width 1", 1, False)] if len(widths) else []
-    rows = []
+    rows, along = [], []
     for case, width, repeated in cases:
         model, x, a = problem_of(width)
         if repeated:
@@ -206,5 +229,13 @@ def nondegeneracy(
                 "reason": "; ".join(dict.fromkeys(v.reason for v in verdicts)),
             }
         )
+        columns = {name: getattr(seen, name).tolist() for name in ALONG}
+        along += [
+            {"case": case, "step": k} | dict(zip(columns, v, strict=True))
+            for k, v in enumerate(zip(*columns.values(), strict=True))
+        ]
     columns = ["case", "sigma_start", "sigma_least", "displacement", "radius", "needed", "reached", *VERDICTS, "reason"]
-    return pd.DataFrame(rows, columns=columns)
+    return {
+        "degeneracy": pd.DataFrame(rows, columns=columns),
+        "sigma": pd.DataFrame(along, columns=["case", "step", *ALONG]),
+    }

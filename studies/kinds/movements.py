@@ -57,13 +57,21 @@ def run_point(study: MovementStudy, point: Point) -> dict[str, "pd.DataFrame"]:
         steps=at.steps,
         clock=clock_of(at.device),
     )
-    tables["degeneracy"] = movements.nondegeneracy(
+    tables |= movements.nondegeneracy(
         problem_of=lambda width: movements.problem(point.problem, at.n, width, point.seed, **place),
         widths=at.widths if point.solver == "Gauss–Newton" else (),
         tau=at.tau,
         steps=at.steps,
     )
     return study.keyed(point, tables)
+
+
+def check(study: MovementStudy) -> None:
+    """Every problem of the grid drawn once: a number of samples that it does not have is an error now."""
+    from studies.experiments import movements
+
+    for problem, n, seed in {(p.problem, study.at(p).n, p.seed) for p in study.points()}:
+        movements.problem(problem, n, 1, seed)
 
 
 def work(study: MovementStudy, point: Point) -> float:
@@ -161,11 +169,23 @@ def numbers(frames) -> "list[tuple[str, pd.DataFrame]]":
     )
     found = [(title, reach)]
     if len(frames.degeneracy):
-        table = frames.degeneracy.drop(columns=["solver", "reason"])
+        table = frames.degeneracy.drop(columns=["solver", "reason"]).rename(columns={"reached": "steps_within"})
         found.append(
             ("Local non-degeneracy and interior localisation along Gauss–Newton runs, with negative controls", table)
         )
+        found.append(
+            (
+                "σ_min(J), σ_max(J), ‖θ^k − θ⁰‖ and ‖J(θ^k) − J(θ⁰)‖ after each outer step: medians over seeds",
+                sigma_along(frames.sigma),
+            )
+        )
     return found
+
+
+def sigma_along(sigma: "pd.DataFrame") -> "pd.DataFrame":
+    """A row for each problem, case and outer step, medians over seeds."""
+    by = sigma.groupby(["problem", "case", "step"], as_index=False)
+    return by[["sigma_min", "sigma_max", "displacement", "change"]].median()
 
 
 MOVEMENTS = Kind(
@@ -173,12 +193,14 @@ MOVEMENTS = Kind(
     what="minimizing movements: inner solvers under equal budgets against the exact proximal sequence",
     config=MovementStudy,
     tables={
-        "summary": TableSpec(("budget", "per_step", "lr"), ("tracking", "bound", "violated")),
+        "summary": TableSpec(("budget", "per_step", "lr"), ("tracking", "bound", "reached", "outer_steps", "violated")),
         "steps": TableSpec(("lr", "step"), ("tracking", "tracking_bound")),
         "degeneracy": TableSpec(("case",), ("non-degenerate", "iterates inside", "budget inside")),
+        "sigma": TableSpec(("case", "step"), ("sigma_min", "sigma_max")),
     },
     run_point=run_point,
     work=work,
+    check=check,
     sections=sections,
     finding=finding,
     numbers=numbers,

@@ -120,6 +120,10 @@ def test_a_step_within_delta_is_no_step():
         ({"energy": ConvexEnergy(lambda u: -u.square().sum())}, ValueError, "not convex"),
         ({"energy": ConvexEnergy(lambda u: u.log().sum(1))}, ValueError, "not finite"),
         ({"solver": "adam"}, TypeError, "solver must be GaussNewton"),
+        ({"clock": 3}, TypeError, "clock must be callable, got 3"),
+        ({"output": 3}, TypeError, "output must be callable, got 3"),
+        ({"x": torch.zeros(0, 2, dtype=F64)}, ValueError, "one common first dimension N >= 1"),
+        ({"model": nn.Sequential(nn.LazyLinear(1))}, ValueError, "not initialised"),
         ({"model": "net"}, TypeError, "model must be an nn.Module"),
         ({"model": nn.Tanh()}, ValueError, "no trainable parameters"),
         ({"x": torch.full((N, 2), math.nan, dtype=F64)}, ValueError, "not finite"),
@@ -127,12 +131,76 @@ def test_a_step_within_delta_is_no_step():
 )
 def test_what_is_refused(change, error, text):
     model = change.get("model", net())
-    before = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else {}
+    before = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) and text != "not initialised" else {}
     options = {"tau": 1.0, "steps": 2, "delta": 1e-3, "energy": energy_of("squared"), "x": draw(N, 2), **change}
     options.pop("model", None)
     with pytest.raises(error, match=text):
         minimizing_movements(model, options.pop("x"), options.pop("energy"), **options)
     assert all(torch.equal(before[n], p) for n, p in (model.state_dict().items() if before else ()))
+
+
+class Wandering(nn.Module):
+    """Another output at every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1, dtype=F64)
+        self.register_buffer("passes", torch.zeros((), dtype=F64))
+
+    def forward(self, x):
+        self.passes += 1
+        return self.linear(x) + self.passes
+
+
+NO_FUNCTION = {
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1)).to(F64),
+        r"'1' \(Dropout\) draws",
+    ),
+    "BatchNorm": (
+        lambda: nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).to(F64),
+        "samples interact",
+    ),
+    "a forward that remembers": (Wandering, "two passes of the model at the same parameters and inputs differ by 1"),
+}
+
+
+@pytest.mark.parametrize("solver", [GaussNewton(), FirstOrder(lambda p: torch.optim.SGD(p, lr=0.01))])
+@pytest.mark.parametrize("case", NO_FUNCTION)
+def test_outputs_that_are_no_function_of_the_parameters_are_refused(case, solver):
+    make, text = NO_FUNCTION[case]
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    options = {"tau": 1.0, "steps": 1, "delta": 1e-3, "solver": solver, "inner_steps": 2}
+    with pytest.raises(ValueError, match=text):
+        minimizing_movements(model, draw(N, 2), energy_of("squared"), **options)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    if case != "a forward that remembers":
+        minimizing_movements(model.eval(), draw(N, 2), energy_of("squared"), **options)
+
+
+def test_an_interrupted_run_puts_buffers_back():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 1, dtype=F64)
+            self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x):
+            self.passes += 1
+            return super().forward(x)
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            raise RuntimeError("stopped")
+
+    model = Counting()
+    with pytest.raises(RuntimeError, match="stopped"):
+        minimizing_movements(
+            model, draw(N, 2), energy_of("squared"), tau=1.0, steps=1, delta=1e-9,
+            solver=FirstOrder(lambda params: Broken(params, lr=0.05)),
+        )  # fmt: skip
+    assert model.passes == 0
 
 
 def test_concavity_met_later_puts_everything_back():
@@ -165,7 +233,8 @@ def test_an_energy_that_ends_on_the_way_puts_everything_back():
     before = copy.deepcopy(model.state_dict())
     energy = ConvexEnergy(lambda u: (0.5 * (u - 2).square() + 0 * (0.5 - u).sqrt()).sum(1), convexity=1.0)
     with pytest.raises(
-        ValueError, match="energy 'callable' or its gradient is not finite on the way to its proximal point"
+        ValueError,
+        match="energy 'callable' or its gradient is not finite on the way to the proximal point of 'callable'",
     ):
         minimizing_movements(model, draw(N, 2), energy, tau=0.2, steps=6, delta=1e-3)
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
@@ -273,6 +342,20 @@ def test_no_more_inner_iterations_than_allowed():
     assert [one.iterations for one in run.inner] == [3, 3]
     assert run.violated() == []
     assert replace(run, certificates=0 * run.certificates).violated() == ["delta ≤ delta_certificate"]
+
+
+def test_a_run_is_kept_where_the_minimum_is_not_known():
+    """Every proximal point is found, u* (at a kink) is not: no distance to it, the rest stands."""
+    energy = ConvexEnergy(lambda u: 3 * (u + 5).abs().sum(1) + 0.05 * u.square().sum(1), convexity=0.1, floor=0.0)
+    run = minimizing_movements(net(), draw(N, 2), energy, tau=0.3, steps=3, delta=1e-3)
+    assert run.reached
+    assert run.trajectory.minimizer is None
+    c = run.columns()
+    assert all(math.isnan(value) for value in c["distance"] + c["distance_bound"])
+    assert c["budget"] == pytest.approx(
+        [(2 * 0.3 * k * run.energies[0].item() / (2 + 0.3 * 0.1)) ** 0.5 for k in (1, 2, 3)], rel=1e-9
+    )  # E(u⁰) − floor
+    assert run.violated() == []
 
 
 def test_energies_are_those_after_each_step_and_the_budget_is_that_of_the_fall_to_the_minimum():

@@ -1,5 +1,7 @@
 """Energies, curvatures and proximal points against autograd, dense matrices and scipy."""
 
+import math
+
 import pytest
 import scipy.optimize
 import torch
@@ -130,9 +132,41 @@ BAD = {
     "targets": (lambda: SquaredEnergy(torch.full((2, 1), float("inf"))), "finite"),
     "curvature": (lambda: SquaredEnergy(torch.zeros(2, 1), 0.0), "curvature must be positive"),
     "λ < 0": (lambda: ConvexEnergy(coupled, -1.0), "convexity must be a number λ ≥ 0"),
-    "weights": (lambda: dirichlet_energy(-torch.ones(2, 2), torch.zeros(2, 1)), "not negative"),
+    "weights": (lambda: dirichlet_energy(-torch.ones(2, 2), torch.zeros(2, 1)), "must not be negative"),
     "order": (lambda: chain_weights(torch.tensor([1.0, 0.0])), "ascending"),
 }
+
+
+ONE, SQUARE = torch.zeros(2, 1), torch.ones(2, 2)
+WRONG_KIND = {
+    "A": (lambda: QuadraticEnergy([[1.0]], ONE), TypeError, "A must be a real tensor, got list"),
+    "b": (lambda: QuadraticEnergy(SQUARE, [[1.0]]), TypeError, "b must be a real tensor, got list"),
+    "complex": (lambda: QuadraticEnergy(SQUARE + 0j, ONE), TypeError, "A must be a real tensor, got torch.complex64"),
+    "constant": (lambda: QuadraticEnergy(SQUARE, ONE, "0"), TypeError, "constant must be a number, got '0'"),
+    "empty A": (lambda: QuadraticEnergy(torch.zeros(0, 0), torch.zeros(0, 1)), ValueError, r"A must be \[N, N\]"),
+    "targets": (lambda: SquaredEnergy([1.0]), TypeError, "targets must be a real tensor, got list"),
+    "empty": (lambda: SquaredEnergy(torch.zeros(0, 1)), ValueError, r"N, C ≥ 1, got shape \(0, 1\)"),
+    "three": (lambda: SquaredEnergy(torch.zeros(2, 2, 2)), ValueError, r"got shape \(2, 2, 2\)"),
+    "weights": (lambda: dirichlet_energy([[0.0]], ONE), TypeError, "weights must be a real tensor, got list"),
+    "size": (lambda: dirichlet_energy(torch.ones(3, 3), ONE), ValueError, r"N = 2 as the targets, got shape \(3, 3\)"),
+    "no weights": (lambda: dirichlet_energy(torch.ones(0, 0), ONE), ValueError, r"got shape \(0, 0\)"),
+    "values": (lambda: dirichlet_energy(SQUARE, [0.0, 1.0]), TypeError, "targets must be a real tensor, got list"),
+    "long": (lambda: dirichlet_energy(SQUARE, ONE, torch.ones(3)), ValueError, r"with N = 2, got shape \(3,\)"),
+    "words": (
+        lambda: dirichlet_energy(SQUARE, ONE, "x"),
+        TypeError,
+        r"fidelity must be a number or a tensor \[N\], got 'x'",
+    ),
+    "points": (lambda: chain_weights([0.0, 1.0]), TypeError, "points must be a real tensor, got list"),
+    "no points": (lambda: chain_weights(torch.zeros(0)), ValueError, r"got shape \(0,\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_KIND)
+def test_what_is_no_energy_says_what_came(case):
+    make, error, text = WRONG_KIND[case]
+    with pytest.raises(error, match=text):
+        make()
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -194,6 +228,92 @@ def test_newton_says_how_far_it_came():
         newton(kink, torch.full((2, 1), 0.1, dtype=F64), 1.0)
     with pytest.raises(NumericalError, match="not positive definite"):
         Curvature("number", torch.tensor(-1.0), 0.5).solve(torch.ones(2, 1))
+
+
+CANCELLING = {
+    "terms far larger than E": (lambda u: u.exp() - u - 1, 0.0, False),
+    "softplus both ways": (
+        lambda u: nn.functional.softplus(u) + nn.functional.softplus(-u) - 2 * math.log(2),
+        0.0,
+        False,
+    ),
+    "a constant": (lambda u: 0.5 * u.square() + 1e6 - 1e6, 1.0, False),
+    "minimum of a small ridge": (
+        lambda u: (
+            nn.functional.binary_cross_entropy_with_logits(u, (torch.arange(4) % 2)[:, None].to(u), reduction="none")
+            + 5e-7 * u.square()
+        ),
+        1e-6,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANCELLING)
+def test_newton_goes_on_where_the_fall_of_the_energy_is_below_its_rounding(case):
+    function, convexity, of_itself = CANCELLING[case]
+    energy = ConvexEnergy(lambda u: function(u).sum(1), convexity)
+    for seed in (1, 2, 8, 9):
+        g = torch.Generator().manual_seed(seed)
+        size = 10 ** (torch.rand((), generator=g, dtype=F64) * 4 - 3)
+        centre, tau = (
+            torch.randn(4, 1, generator=g, dtype=F64) * size,
+            10 ** (torch.rand((), generator=g).item() * 3 - 1),
+        )
+        p = newton(energy, centre, None if of_itself else tau)
+        slope = energy.gradient(p) + (0 if of_itself else (p - centre) / tau)
+        off = norm(slope).item() / (convexity + (0 if of_itself else 1 / tau))
+        assert off <= 100 * EXACT * max(1.0, norm(p).item())
+
+
+def test_newton_does_not_go_in_circles():
+    """Up by a smaller slope, back by a smaller value: softplus(−2u) with a long step."""
+    energy = ConvexEnergy(lambda u: nn.functional.softplus(-2 * u).sum(1))
+    centre = torch.tensor([[-0.72], [3.85], [4.64], [-5.46]], dtype=F64)
+    p = proximal_point(energy, centre, 36.7)
+    assert certificate(energy, p, centre, 36.7) <= 100 * EXACT * norm(p).item()
+
+
+def test_what_newton_does_not_reach_is_named_and_an_unknown_minimum_is_none():
+    kink = ConvexEnergy(lambda u: (u.abs() + 0.5 * (u + 0.3).square()).sum(1), 1.0)
+    at = torch.full((2, 1), 3.0, dtype=F64)
+    with pytest.raises(NumericalError, match="the minimum of 'callable' is known to this distance only"):
+        newton(kink, at, None)
+    assert minimum(kink, at) is None
+
+
+UNSEEN = {
+    "all": lambda u: (u.detach() - 5).square().sum(1),
+    "a number": lambda u: torch.tensor(u.detach().square().sum().item()),
+    "a part": lambda u: u.square().sum(1) + 3 * u.detach().sum(1),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_an_energy_that_autograd_does_not_see_is_refused(case):
+    for seed in range(5):
+        with pytest.raises(ValueError, match=r"not what its gradient says.*no detach\(\), item\(\) or numpy"):
+            check_energy(ConvexEnergy(UNSEEN[case]), 1 + draw(N, C, seed=seed))
+
+
+def test_both_sides_of_a_point_near_an_unseen_minimum_are_looked_at():
+    """E − E(u) < 0 on one side only, and only near u."""
+    for seed in range(12):
+        u = draw(N, C, seed=seed)
+        target = u + 0.05
+        with pytest.raises(ValueError, match="not what its gradient says"):
+            check_energy(ConvexEnergy(lambda v, target=target: (v.detach() - target).square().sum(1)), u)
+
+
+def test_values_of_few_digits_are_no_reason_to_refuse():
+    for function in (
+        lambda u: u.sum(1) + 1e6 - 1e6,
+        lambda u: u.exp().sum(1) - u.sum(1) - C,
+        lambda u: u.float().sum(1),
+    ):
+        for seed in range(5):
+            for size in (1e-6, 1.0, 30.0):
+                check_energy(ConvexEnergy(function), size * draw(N, C, seed=seed), seed=seed)
 
 
 def test_a_gradient_with_a_jump_is_no_proximal_point_to_rounding():

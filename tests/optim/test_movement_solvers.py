@@ -276,6 +276,62 @@ def test_a_solver_that_diverges_is_said_to():
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), kept.parameters(), strict=True))
 
 
+def test_a_fixed_damping_without_a_step_ends_the_inner_solve_at_the_best_iterate():
+    """An input twice: K is singular, and a damping that rounding swallows leaves nothing positive definite."""
+    x = torch.cat([draw(N - 1, 3), draw(N - 1, 3)[:1]])
+    targets = draw(N, C, seed=1)
+
+    def run(damping):
+        model = net(width=16)
+        solver = GaussNewton(damping=damping)
+        return model, minimizing_movements(
+            model, x, SquaredEnergy(targets), tau=0.5, steps=2, delta=1e-9, solver=solver, inner_steps=5
+        )
+
+    model, ended = run(lambda step: 1e-2 if step < 2 else 1e-300)
+    assert not ended.reached
+    assert [one.iterations for one in ended.inner] == [2, 0]
+    assert "no step at damping 1e-300: " in ended.reason
+    assert "not positive definite" in ended.reason
+    assert "a larger one, or LevenbergMarquardt(), may have one" in ended.reason
+    assert ended.inner[0].delta < norm(ended.trajectory.proximal[0] - ended.trajectory.outputs[0]).item()
+    with torch.no_grad():
+        torch.testing.assert_close(network_outputs(model, x), ended.trajectory.outputs[-1], rtol=0, atol=1e-13)
+    assert run(1e-300)[1].iterations == 0
+
+
+class Watching(nn.Module):
+    """A linear model that remembers its last outputs in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = nn.Linear(3, C, dtype=F64)
+        self.register_buffer("last", torch.zeros(N, C, dtype=F64))
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.last.copy_(y.detach())
+        return y
+
+
+def test_buffers_are_those_of_the_best_iterate():
+    model = Watching()
+    run = minimizing_movements(
+        model,
+        draw(N, 3),
+        ENERGIES["squared"](),
+        tau=0.5,
+        steps=1,
+        delta=1e-9,
+        solver=FirstOrder(lambda params: torch.optim.SGD(params, lr=3.0)),
+        inner_steps=9,
+    )
+    assert not run.reached
+    torch.testing.assert_close(model.last, run.trajectory.outputs[-1], rtol=0, atol=1e-13)
+
+
 def test_seconds_are_the_solvers_own():
     clock = iter(range(0, 1000))
     run = minimizing_movements(
@@ -306,6 +362,21 @@ def test_seconds_are_the_solvers_own():
         (lambda: GaussNewton(mass={"7": 1.0}).session(net()), ValueError, "7"),
         (lambda: FirstOrder(torch.optim.Adam(net().parameters())), TypeError, "takes a function"),
         (lambda: FirstOrder(lambda params: 3).session(net()), TypeError, "must return a torch optimizer"),
+        (
+            lambda: FirstOrder(lambda params: torch.optim.Adam(net(1).parameters())).session(net()),
+            ValueError,
+            "4 of the 4 parameters of the Adam that factory returned are not the model's",
+        ),
+        (
+            lambda: FirstOrder(lambda p: torch.optim.LBFGS(p)).session(net()),
+            ValueError,
+            "LBFGS.step asks for a closure",
+        ),
+        (
+            lambda: GaussNewton().session(net().to(torch.bfloat16)),
+            ValueError,
+            "parameter '0.weight' is torch.bfloat16; Gauss–Newton .* torch.float32 or torch.float64",
+        ),
     ],
 )
 def test_solvers_that_are_refused(make, error, text):

@@ -67,7 +67,7 @@ def loops() -> Frames:
 
 
 def movements() -> Frames:
-    summary, steps, cases = [], [], []
+    summary, steps, cases, sigma = [], [], [], []
     for problem, (i, solver), seed in itertools.product(("wave", "diabetes"), enumerate(SOLVERS), range(2)):
         key, lr = {"problem": problem, "solver": solver, "seed": seed}, 0.1 * (i < 3)
         for budget, values in {"iterations": (2, 10, 50), "seconds": (0.02, 0.1), "delta": (0.1,)}.items():
@@ -81,7 +81,9 @@ def movements() -> Frames:
                     "bound": 2 * error,
                     "violated": "",
                 }
-                summary.append(key | row | {"reached": 3, "iterations": 40 - 9 * i, "seconds": 0.2 / (i + 1)})
+                summary.append(
+                    key | row | {"reached": 3, "outer_steps": 3, "iterations": 40 - 9 * i, "seconds": 0.2 / (i + 1)}
+                )
         steps += [
             key | {"lr": lr, "step": t, "tracking": 0.1 * t / (i + 1), "tracking_bound": 0.12 * t / (i + 1)}
             for t in (1, 2, 3)
@@ -101,7 +103,12 @@ def movements() -> Frames:
                 "sigma_least": 0.06,
             }
         )
-    return frames_of("movements", summary, {}, steps=steps, degeneracy=cases)
+        place = {"problem": problem, "solver": "Gauss–Newton", "seed": 0, "case": case}
+        sigma += [
+            place | {"step": t, "sigma_min": 0.06 + 0.01 * t, "sigma_max": 2.0, "displacement": t, "change": 0.1 * t}
+            for t in range(4)
+        ]
+    return frames_of("movements", summary, {}, steps=steps, degeneracy=cases, sigma=sigma)
 
 
 def diffusion() -> Frames:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from optim.movements.result import INEQUALITIES
 from studies import Study
 from studies.experiments import diffusion, movements
 from studies.experiments.clock import clock_of
@@ -48,6 +49,15 @@ def test_a_study_of_movements():
     adam = by_iterations[(by_iterations["solver"] == "Adam") & (by_iterations["per_step"] == 3)]
     chosen = best[(best["solver"] == "Adam") & (best["budget"] == "iterations") & (best["per_step"] == 3)]["tracking"]
     assert chosen.mean() == pytest.approx(adam.groupby("lr")["tracking"].mean().min())
+    steps = frames.steps
+    for left, right in (*INEQUALITIES[:1], *INEQUALITIES[2:4], *INEQUALITIES[7:]):
+        assert (steps[left] <= steps[right] * (1 + 1e-9) + 1e-12).all()
+    assert (steps["exact_path"] > 0).all()
+    runs = frames.sigma.groupby(["seed", "case"], sort=False)
+    assert runs["step"].apply(list).tolist() == [[0, 1, 2]] * len(frames.degeneracy)
+    assert runs["sigma_min"].min().tolist() == frames.degeneracy["sigma_least"].tolist()
+    assert runs["sigma_min"].first().tolist() == frames.degeneracy["sigma_start"].tolist()
+    assert runs["displacement"].max().tolist() == frames.degeneracy["displacement"].tolist()
     controls = frames.degeneracy.set_index("case")
     assert (controls.loc["an input twice", "non-degenerate"] == "violated").all()
     assert "4 parameters cannot move 8 outputs" not in controls.loc["width 1", "reason"].iloc[0]
@@ -128,6 +138,7 @@ def test_tuning_by_a_target_prefers_whoever_reaches_it():
                 "per_step": 0.1,
                 "lr": lr,
                 "reached": r,
+                "outer_steps": 6,
                 "iterations": i,
                 "tracking": t,
             }
@@ -136,6 +147,41 @@ def test_tuning_by_a_target_prefers_whoever_reaches_it():
     )
     assert movements.tuned(table)["lr"].tolist() == [0.3]
     assert movements.tuned(table.assign(budget="iterations"))["lr"].tolist() == [0.2]
+    nobody = table.assign(reached=[0, 0, 0])  # then nearest, not soonest at an end
+    assert movements.tuned(nobody)["lr"].tolist() == [0.2]
+    for lost in (np.inf, np.nan):
+        assert movements.tuned(nobody.assign(tracking=[lost, lost, 0.99]))["lr"].tolist() == [0.3]
+    two = pd.concat([nobody, nobody.assign(tracking=[0.1, np.nan, 0.1])])  # lost on one of two seeds
+    assert movements.tuned(two.iloc[[0, 1, 3, 4]])["lr"].tolist() == [0.1, 0.1]
+
+
+def test_a_rate_that_diverges_at_once_is_not_the_best(monkeypatch):
+    monkeypatch.setitem(movements.RATES, "SGD", (0.03, 30.0))
+    found = movements.solver_tables(
+        lambda: movements.problem("wave", 8, 8, 0),
+        "SGD", iterations=(1,), seconds=(), deltas=(0.01,), most=60, tau=0.5, steps=2,
+    )["summary"].assign(problem="wave", solver="SGD", seed=0)  # fmt: skip
+    rows = found[found["budget"] == "delta"].set_index("lr")
+    assert rows["reached"].tolist() == [0, 0]
+    assert rows.loc[30.0, "iterations"] < rows.loc[0.03, "iterations"]
+    best = movements.tuned(found)
+    assert best[best["budget"] == "delta"]["lr"].tolist() == [0.03]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (["n=1"], "n = 1: a problem has at least 2 samples"),
+        (["n=1000"], "n = 1000: diabetes has 442 rows"),
+        (["n=2"], "agree in a column"),
+        (["grid.problem=wave", "grid.n=1,8"], "n = 1: "),
+    ],
+)
+def test_samples_that_a_problem_does_not_have_are_refused_before_anything_runs(changes, text):
+    with pytest.raises(ValueError, match=text):
+        MOVEMENTS.check(Study.from_toml("movements", changes))
+    MOVEMENTS.check(Study.from_toml("movements", ["n=442"]))
+    MOVEMENTS.check(Study.from_toml("movements", ["n=1000", "grid.problem=wave"]))
 
 
 def test_noise_and_sampler_agree_on_a_known_distribution():
