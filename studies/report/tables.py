@@ -167,6 +167,9 @@ MORE_HEADINGS = {
     "steps_within": ("steps within", "outer steps that came within δ"),
     "sigma_start": ("σ start", "smallest singular value of J at the start"),
     "sigma_least": ("σ least", "smallest singular value of J along the run"),
+    "sigma_min": ("σ min", "smallest singular value of J at this outer step"),
+    "sigma_max": ("σ max", "largest singular value of J at this outer step"),
+    "change": ("‖ΔJ‖", "change of J since the start, spectral norm"),
 }
 CONSTANT_COLUMNS = (
     "xi",
