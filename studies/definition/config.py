@@ -126,6 +126,10 @@ class Study(Table):
             points.append(Point(tuple(values.items()), point_key(values, fixed[extra])))
         return points
 
+    def is_of(self, point: Point) -> bool:
+        """Is ``point`` still a point of this study? Not when a data file has changed since its key was made."""
+        return point_key(dict(point.values), self.at(point).fixed()) == point.key
+
     def at(self, point: Point) -> Self:
         """The study with the values of the point in the place of the axes that are keys of the study."""
         return self.with_values({name: value for name, value in point.values if name in self.extra_axes()})

@@ -52,9 +52,21 @@ def attempt(study: Study, point: Point, *, attempts: int = ATTEMPTS) -> Outcome:
 
 def _once(compute: Callable, study: Study, point: Point, tried: int) -> "tuple[Any, Failure | None]":
     try:
-        return compute(study, point), None
+        _check_key(study, point)
+        tables = compute(study, point)
+        _check_key(study, point)
+        return tables, None
     except Exception as error:
         return None, failure_of(error, study.device, tried)
+
+
+def _check_key(study: Study, point: Point) -> None:
+    """Numbers of other data, changed meanwhile or different on the machine of a worker, must not be stored under this key."""
+    if not study.is_of(point):
+        name = getattr(getattr(study.at(point), "data", None), "name", "?")
+        raise ValueError(
+            f"data.name = {name} on {platform.node()} does not hold what it held when the study was started; start it again"
+        )
 
 
 def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
