@@ -7,6 +7,7 @@ Every failure is one line on stderr.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
+    except Exception as error:  # a mistake of ours, or of a kind of study of the user's own
+        if arguments.traceback:
+            raise
+        given = shlex.join(sys.argv[1:] if argv is None else argv)
+        where = f"`stability --traceback {given}` shows where it comes from"
+        return _fail(1, f"stability: error: {type(error).__name__}: {error}; {where}")
     return status or 0
 
 

@@ -87,7 +87,7 @@ class Study(Table):
         try:
             model = kind_of(raw.get("kind", "twins")).config
         except ValueError as error:
-            raise ConfigError(str(source), [str(error)]) from None
+            raise ConfigError(str(source), [str(error)]) from error
         axes.tidy(raw)
         problems = apply_overrides(raw, flatten(reduced) if quick else {}, model)
         problems += apply_overrides(raw, overrides, model)

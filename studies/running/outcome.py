@@ -87,8 +87,12 @@ def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
     return Failure("other", f"{type(error).__name__}: {said}", text, tried)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException | None) -> bool:
     import torch
 
+    if error is None:
+        return False
     said = ("can't allocate memory", "not enough memory")  # torch's CPU allocator has no type of its own for it
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said):
+        return True
+    return _out_of_memory(error.__cause__)  # the user's code ran out of it
