@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     >>> main(["list"])
-    cifar10         Twins on CIFAR-10 (twins)
+    cifar10          Twins on CIFAR-10 (twins)
     ...
-    digits          Twin networks on handwritten digits (twins)
+    digits           Twin networks on handwritten digits (twins)
     ...
     0
     """
@@ -118,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def list_studies(arguments: argparse.Namespace) -> None:
     from studies.definition.config import Study, shipped_studies
 
-    for name in sorted(shipped_studies()):
+    names = sorted(shipped_studies())
+    for name in names:
         study = Study.from_toml(name)
-        print(f"{name:<15} {study.title} ({study.kind})")
+        print(f"{name:<{max(map(len, names))}} {study.title} ({study.kind})")
 
 
 def show_study(arguments: argparse.Namespace) -> None:

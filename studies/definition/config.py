@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from studies.definition import axes
-from studies.definition.config_text import apply_overrides, describe, flatten, nearest, to_toml
+from studies.definition.config_text import apply_overrides, flatten, nearest, to_toml
 from studies.definition.fields import Count, Table, count_or_auto
 from studies.definition.kinds import Kind, kind_of
 from studies.definition.points import Point, Value, point_key
@@ -89,13 +89,13 @@ class Study(Table):
         except ValueError as error:
             raise ConfigError(str(source), [str(error)]) from error
         axes.tidy(raw)
-        problems = apply_overrides(raw, flatten(reduced) if quick else {}, model)
-        problems += apply_overrides(raw, overrides, model)
+        problems = apply_overrides(raw, flatten(reduced) if quick else {}, model, no_axis=axes.NO_AXIS)
+        problems += apply_overrides(raw, overrides, model, no_axis=axes.NO_AXIS)
         problems += axes.check(raw, model)
         try:
             study = model.model_validate(axes.with_first_values(raw, model))
         except ValidationError as failure:
-            problems += [describe(error, model) for error in failure.errors()]
+            problems += axes.check_each_value(raw, model, failure)
         else:
             problems += axes.check_combinations(study)
         if problems:
