@@ -5,10 +5,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studies.definition.config import Study
 from studies.definition.points import Point
+from studies.definition.training import FILES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,11 +64,12 @@ def _once(compute: Callable, study: Study, point: Point, tried: int) -> "tuple[A
 
 def _check_key(study: Study, point: Point) -> None:
     """Numbers of other data, changed meanwhile or different on the machine of a worker, must not be stored under this key."""
-    if not study.is_of(point):
-        name = getattr(getattr(study.at(point), "data", None), "name", "?")
-        raise ValueError(
-            f"data.name = {name} on {platform.node()} does not hold what it held when the study was started; start it again"
-        )
+    name = getattr(getattr(study.at(point), "data", None), "name", "")
+    if name.endswith(FILES) and not study.is_of(point):
+        there, here = f"data.name = {name} on {platform.node()}", Path.cwd()
+        if not Path(name).is_file():
+            raise ValueError(f"{there}: no such file; paths are taken from the current folder there, {here}")
+        raise ValueError(f"{there} does not hold what it held when the study was started; start it again")
 
 
 def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:

@@ -93,6 +93,7 @@ def test_what_a_file_holds_is_part_of_the_key(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_within_a_process_gives_its_new_numbers(tmp_path, monkeypatch):
     """However soon: the clock of the file system may not have moved, and the size may be the same."""
+    from studies.running import outcome
     from studies.running.outcome import attempt
 
     monkeypatch.chdir(tmp_path)
@@ -111,6 +112,16 @@ def test_a_file_that_changes_within_a_process_gives_its_new_numbers(tmp_path, mo
     assert "data.name = d.npz on " in failure.message
     assert "start it again" in failure.message
     assert attempt(study, study.points()[0]).failure is None
+
+    def changes_it(study, point):
+        np.savez("d.npz", x=np.full((20, 3), 5.0), y=y)
+
+    point = study.points()[0]
+    tables, failure = outcome._once(changes_it, study, point, 1)  # too late for the numbers, or not: nobody knows
+    assert tables is None
+    assert failure.kind == "input"
+    os.unlink("d.npz")
+    assert "no such file; paths are taken from the current folder there" in attempt(study, point).failure.message
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
