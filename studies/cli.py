@@ -7,6 +7,7 @@ Every failure is one line on stderr.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     >>> main(["list"])
-    cifar10         Twins on CIFAR-10 (twins)
+    cifar10          Twins on CIFAR-10 (twins)
     ...
-    digits          Twin networks on handwritten digits (twins)
+    digits           Twin networks on handwritten digits (twins)
     ...
     0
     """
@@ -105,15 +106,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         status = 1 if isinstance(error, NumericalError | WorkerLost | PointsFailed | OSError) else 2
         return _fail(status, f"stability: error: {error}")
+    except Exception as error:  # a mistake of ours, or of a kind of study of the user's own
+        if arguments.traceback:
+            raise
+        given = shlex.join(sys.argv[1:] if argv is None else argv)
+        where = f"`stability --traceback {given}` shows where it comes from"
+        return _fail(1, f"stability: error: {type(error).__name__}: {error}; {where}")
     return status or 0
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
     from studies.definition.config import Study, shipped_studies
 
-    for name in sorted(shipped_studies()):
+    names = sorted(shipped_studies())
+    for name in names:
         study = Study.from_toml(name)
-        print(f"{name:<15} {study.title} ({study.kind})")
+        print(f"{name:<{max(map(len, names))}} {study.title} ({study.kind})")
 
 
 def show_study(arguments: argparse.Namespace) -> None:

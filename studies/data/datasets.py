@@ -13,14 +13,17 @@ would set the scale of every bound.
 """
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from studies.data.loaders import as_array, from_function, from_sklearn
+from studies.definition.digest import digest
 from studies.definition.imported import imported
-from studies.definition.training import DOWNLOADED, FILES, Data
+from studies.definition.training import FILES, Data
 
 NORM = np.sqrt(8)
 IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "olivetti_faces": (1, 64, 64)}
@@ -56,7 +59,11 @@ def load(data: Data) -> Loaded:
     ((442, 10), (442, 1), 0)
     """
     relevant = data.model_dump(include={"name", "target", "inputs", "download", "arguments"})
-    return _load(json.dumps(relevant, sort_keys=True))
+    source: Any = digest(data.name) if data.name.endswith(FILES) else None
+    if ":" in data.name:
+        source = imported(data.name, "data.name")  # another one after importlib.reload
+    read = _load if isinstance(source, Hashable) else _load.__wrapped__
+    return read(json.dumps(relevant, sort_keys=True), source)
 
 
 def outputs_of(data: Data) -> int:
@@ -65,17 +72,20 @@ def outputs_of(data: Data) -> int:
 
 
 @lru_cache(maxsize=4)
-def _load(text: str) -> Loaded:
+def _load(text: str, source: Any) -> Loaded:
+    """``source``: what the numbers come from beside the study's own words, the digest of the file or the user's function."""
     data = Data(**json.loads(text))
-    x, y, ours = _raw(data)
-    x, y = np.asarray(x), np.asarray(y)
-    if len(x) != len(y) or x.ndim < 2 or len(x) == 0:
+    x, y, ours = _raw(data, source)
+    if data.name.endswith(FILES) and digest(data.name) != source:
+        raise ValueError(f"data.name = {data.name} was changed while it was read; start again")
+    x, y = as_array(x, "inputs", data), as_array(y, "targets", data)
+    if x.ndim < 2 or y.ndim not in (1, 2) or len(x) != len(y) or x.size == 0 or y.size == 0:
         raise ValueError(
             f"data.name = {data.name}: inputs {x.shape} and targets {y.shape}; expected [rows, …] and [rows] or [rows, p]"
         )
     if x.dtype.kind not in "biuf":
         raise ValueError(f"data.name = {data.name}: inputs are {x.dtype}; expected numbers")
-    inputs, (targets, classes) = x.astype(np.float64), _targets(y, standardise=ours)
+    inputs, (targets, classes) = x.astype(np.float64), _targets(y, data.name, standardise=ours)
     treatment = data.inputs
     if treatment == "auto":
         treatment = "raw" if not ours else "norm" if data.name in IMAGES else "standardised"
@@ -92,8 +102,11 @@ def _load(text: str) -> Loaded:
     return Loaded(inputs, targets, classes, IMAGES.get(data.name))
 
 
-def _targets(y: np.ndarray, *, standardise: bool) -> tuple[np.ndarray, int]:
+def _targets(y: np.ndarray, name: str, *, standardise: bool) -> tuple[np.ndarray, int]:
     """[rows, p] and the number of classes, 0 for regression."""
+    if y.dtype.kind not in ("biufOSU" if y.ndim == 1 else "biuf"):
+        expected = "numbers or words" if y.ndim == 1 else "numbers, or one column of words"
+        raise ValueError(f"data.name = {name}: targets {y.shape} are {y.dtype}; expected {expected}")
     if y.dtype.kind != "f" and y.ndim == 1:
         names, labels = np.unique(y.astype(str) if y.dtype.kind == "O" else y, return_inverse=True)
         return np.eye(len(names))[labels], len(names)
@@ -116,51 +129,19 @@ def standardised(x: np.ndarray) -> np.ndarray:
 TREATMENTS = {"norm": unit_rows, "standardised": standardised, "raw": lambda x: x}
 
 
-def _raw(data: Data) -> tuple[Any, Any, bool]:
+def _raw(data: Data, source: Any) -> tuple[Any, Any, bool]:
     """(x, y, whether it is a set that we know the scale of)."""
     if data.name.endswith(FILES):
         from studies.data.files import read_file
 
         return *read_file(data.name, data.target), False
     if ":" in data.name:
-        return *_from_function(data), False
+        return *from_function(source, data), False
     if data.name in OPENML:
         from studies.data.download import openml
 
         return *openml(data.name, *OPENML[data.name], allowed=data.download), True
-    return *_from_sklearn(data), True
-
-
-def _from_sklearn(data: Data) -> tuple[Any, Any]:
-    from sklearn import datasets
-
-    from studies.data.download import downloading
-
-    bare = data.name.removeprefix("load_").removeprefix("fetch_")
-    names = [data.name] if data.name != bare else [f"load_{bare}", f"fetch_{bare}"]
-    found = next((name for name in names if hasattr(datasets, name)), None)
-    if found is None:
-        raise ValueError(f"data.name = {data.name}: sklearn.datasets has no {' or '.join(names)}")
-    function = getattr(datasets, found)
-    if found.startswith("fetch_"):
-        with downloading(data.name, allowed=data.download or data.name not in DOWNLOADED):
-            return function(
-                return_X_y=True, **data.arguments, **({} if data.download else {"download_if_missing": False})
-            )
-    return function(return_X_y=True, **data.arguments)
-
-
-def _from_function(data: Data) -> tuple[Any, Any]:
-    """(x, y) of the user's function, or of the torch Dataset that it returns."""
-    found = imported(data.name, "data.name")(**data.arguments)
-    if isinstance(found, tuple) and len(found) == 2:
-        return tuple(np.asarray(part) for part in found)
-    if not (hasattr(found, "__len__") and hasattr(found, "__getitem__")):
-        raise ValueError(
-            f"data.name = {data.name} returned a {type(found).__name__}; expected (x, y) or a torch Dataset with a length"
-        )
-    x, y = zip(*[found[i] for i in range(len(found))], strict=True)
-    return np.stack([np.asarray(row) for row in x]), np.stack([np.asarray(label) for label in y])
+    return *from_sklearn(data), True
 
 
 def with_label_noise(targets: np.ndarray, classes: int, level: float, stream: np.random.SeedSequence) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studies.definition.imported import imported
+from studies.definition.imported import called, imported, signature_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,18 +103,21 @@ def own_model(
 
     The factory gets those of ``offered`` (inputs, outputs, width, hidden, activation, seed) that its signature names, and the
     ``arguments`` of the study. torch's random state is seeded for the call from ``stream``, and put back after it.
+    Raises ValueError, with what the factory raised as its cause.
     """
     import torch
     from torch import nn
 
-    factory = imported(name, "model.architecture")
+    key = "model.architecture"
+    factory = imported(name, key)
     seed = int(stream.generate_state(1, np.uint64)[0] >> 1)
-    parameters = inspect.signature(factory).parameters
+    signature = signature_of(factory, name, key)
+    parameters = signature.parameters if signature else {}
     any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    asked = {key: value for key, value in (offered | {"seed": seed}).items() if key in parameters or any_name}
+    asked = {of: value for of, value in (offered | {"seed": seed}).items() if of in parameters or any_name}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = factory(**asked | arguments)
+        model = called(factory, asked | arguments, name, key)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model.architecture = {name} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model.to(dtype=getattr(torch, dtype), device=device)

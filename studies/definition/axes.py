@@ -76,6 +76,22 @@ def with_first_values(raw: dict, model: "type[Study]") -> dict:
     return raw
 
 
+def check_each_value(raw: dict, model: "type[Study]", failure: ValidationError) -> list[str]:
+    """What is wrong with a file of which other keys are wrong too: ``failure`` knows the first value of every axis alone."""
+    grid = raw["grid"] if isinstance(raw.get("grid"), dict) else {}
+    declared = keys(model.model_fields["grid"].annotation)
+    extra = {name: values for name, values in grid.items() if name not in declared and isinstance(values, list)}
+    at_first = [describe(error, model) for error in failure.errors()]
+    problems = [line for line in at_first if not any(_is_of(line, name) for name in extra)]
+    for name, values in extra.items():
+        for index, value in enumerate(values):
+            changed = with_first_values(raw, model)
+            _set(changed, name, value)
+            lines = [line for line in _errors(changed, model) if _is_of(line, name) or line not in at_first]
+            problems += [_placed(line, name, index) for line in lines]
+    return problems
+
+
 def check_combinations(study: "Study") -> list[str]:
     """Every value of every axis in its place, then their combinations: lr = "auto" may go with one optimizer only."""
     seeds, problems = study.grid.seeds, []
@@ -85,31 +101,45 @@ def check_combinations(study: "Study") -> list[str]:
     extra = {name: study.axes()[name] for name in study.extra_axes()}
     for name, values in extra.items():
         for index, value in enumerate(values):
-            place = f"grid.{name}[{index}]"
-            problems += [
-                place + line.removeprefix(name) if line.startswith(f"{name} ") else line
-                for line in _wrong(study, {name: value})
-            ]
+            problems += [_placed(line, name, index) for line in _wrong(study, {name: value})]
     if not problems:
         for values in combinations(extra) if extra else ():
             problems += _wrong(study, values)
     return problems
 
 
+def _is_of(line: str, name: str) -> bool:
+    """Is the line about the key ``name``?"""
+    return line.startswith((f"{name} ", f"{name}["))
+
+
+def _placed(line: str, name: str, index: int) -> str:
+    """What is said of a key, said of the value of its axis."""
+    return f"grid.{name}[{index}]{line.removeprefix(name)}" if _is_of(line, name) else line
+
+
 def _wrong(study: "Study", values: Mapping[str, Value]) -> list[str]:
+    return _errors(_changed(study, values), type(study))
+
+
+def _errors(raw: dict, model: "type[Study]") -> list[str]:
     try:
-        with_values(study, values)
+        model.model_validate(raw)
     except ValidationError as failure:
-        return [describe(error, type(study)) for error in failure.errors()]
+        return [describe(error, model) for error in failure.errors()]
     return []
 
 
 def with_values(study: "Study", values: Mapping[str, Value]) -> "Study":
     """The study with other values of some keys, given by their full path; raises pydantic's ValidationError."""
+    return type(study).model_validate(_changed(study, values))
+
+
+def _changed(study: "Study", values: Mapping[str, Value]) -> dict[str, Any]:
     raw = study.to_dict()
     for name, value in values.items():
         _set(raw, name, value)
-    return type(study).model_validate(raw)
+    return raw
 
 
 def _set(raw: dict[str, Any], name: str, value: Any) -> None:

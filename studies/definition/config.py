@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from studies.definition import axes
-from studies.definition.config_text import apply_overrides, describe, flatten, nearest, to_toml
+from studies.definition.config_text import apply_overrides, flatten, nearest, to_toml
 from studies.definition.fields import Count, Table, count_or_auto
 from studies.definition.kinds import Kind, kind_of
 from studies.definition.points import Point, Value, point_key
@@ -87,15 +87,15 @@ class Study(Table):
         try:
             model = kind_of(raw.get("kind", "twins")).config
         except ValueError as error:
-            raise ConfigError(str(source), [str(error)]) from None
+            raise ConfigError(str(source), [str(error)]) from error
         axes.tidy(raw)
-        problems = apply_overrides(raw, flatten(reduced) if quick else {}, model)
-        problems += apply_overrides(raw, overrides, model)
+        problems = apply_overrides(raw, flatten(reduced) if quick else {}, model, no_axis=axes.NO_AXIS)
+        problems += apply_overrides(raw, overrides, model, no_axis=axes.NO_AXIS)
         problems += axes.check(raw, model)
         try:
             study = model.model_validate(axes.with_first_values(raw, model))
         except ValidationError as failure:
-            problems += [describe(error, model) for error in failure.errors()]
+            problems += axes.check_each_value(raw, model, failure)
         else:
             problems += axes.check_combinations(study)
         if problems:
@@ -125,6 +125,10 @@ class Study(Table):
                 fixed[extra] = self.with_values(dict(extra)).fixed()
             points.append(Point(tuple(values.items()), point_key(values, fixed[extra])))
         return points
+
+    def is_of(self, point: Point) -> bool:
+        """Is ``point`` still a point of this study? Not when a data file has changed since its key was made."""
+        return point_key(dict(point.values), self.at(point).fixed()) == point.key
 
     def at(self, point: Point) -> Self:
         """The study with the values of the point in the place of the axes that are keys of the study."""

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -44,8 +44,15 @@ def nearest(unknown: str, known: Iterable[str]) -> str | None:
     return best if best is not None and likeness(best) >= 0.6 else None
 
 
-def apply_overrides(raw: dict, overrides: Iterable[str] | Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """Write overrides (``key=value`` texts, or a mapping of values) into ``raw``; returns what is wrong with them."""
+def apply_overrides(
+    raw: dict,
+    overrides: Iterable[str] | Mapping[str, Any],
+    model: type[BaseModel],
+    *,
+    no_axis: Container[str] = frozenset(),
+) -> list[str]:
+    """Write overrides (``key=value`` texts, or a mapping of values) into ``raw``; returns what is wrong with them. The keys
+    of ``no_axis`` have one value in the whole study."""
     known, problems = keys(model), []
     if not isinstance(overrides, Mapping):
         texts = [overrides] if isinstance(overrides, str) else list(overrides)
@@ -63,9 +70,9 @@ def apply_overrides(raw: dict, overrides: Iterable[str] | Mapping[str, Any], mod
             problems.append(unknown_key(name, value, known))
             continue
         if isinstance(value, str) and "," in value and not _takes_text(known.get(".".join(path))):
-            problems.append(
-                f"{name} = {value!r} should be one value; several make an axis: grid.{'.'.join(path)}={value}"
-            )
+            full = ".".join(path)
+            axis = "" if path[0] == "grid" or full in no_axis else f"; several make an axis: grid.{full}={value}"
+            problems.append(f"{name} = {value!r} should be one value{axis}")
             continue
         *tables, leaf = path
         place = raw
@@ -133,8 +140,10 @@ def parse_value(text: str, kind: Any = None) -> Any:
         return float(text)  # `.1` and `1.` are no TOML
     except ValueError:
         pass
-    if (typing.get_origin(kind) or kind) is list and "," in text:
-        return [parse_value(item) for item in text.strip("[]").split(",") if item.strip()]
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    # With a bracket that nothing closes it is no list, and is refused as the text that it is.
+    if (typing.get_origin(kind) or kind) is list and "," in text and not set(inside) & set("[]"):
+        return [parse_value(item) for item in inside.split(",") if item.strip()]
     return text
 
 

@@ -35,9 +35,16 @@ def check_name(name: str, tables: Mapping[str, dict]) -> None:
     >>> check_name("momentum", {"momentum": {"nesterov": True}})
     """
     wanted = (PRESETS.get(name, {}) | tables.get(name, {})).get("class", name)
-    if wanted.lower() in (*OURS, *TORCH) or re.fullmatch(IMPORTABLE, wanted):
+    wanted_class = wanted.lower() if isinstance(wanted, str) else None
+    if wanted_class in (*OURS, *TORCH) or (wanted_class and re.fullmatch(IMPORTABLE, wanted)):
         return
-    known = list(dict.fromkeys([*tables, *OURS, *PRESETS, *TORCH]))
+    if "class" in tables.get(name, {}):
+        guess = nearest(wanted, [*OURS, *TORCH]) if wanted_class else None
+        raise ValueError(
+            f"is the table [optimizers.{name}], whose class = {wanted!r} should be one of {', '.join([*OURS, *TORCH])}, or "
+            "package.module:Class" + (f", did you mean {guess}?" if guess else "")
+        )
+    known = [of for of in dict.fromkeys([*tables, *OURS, *PRESETS, *TORCH]) if of != name]
     guess = nearest(name, known)
     raise ValueError(
         f"should be one of {', '.join(known)}, package.module:Class, or a table [optimizers.{name}] with a class"

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LARGEST = "largest relative difference"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """``config``: rows key, left, right of what differs. ``numbers``: a row per column of the summaries: median on each side
-    over the common rows, median ratio right/left, largest relative difference. ``common``: how many rows both have."""
+    over the common rows, median ratio right/left, and the largest
+    relative difference |right − left|/max(|left|, |right|). ``common``: how many rows both have."""
 
     config: pd.DataFrame
     numbers: pd.DataFrame
@@ -32,7 +36,7 @@ class Comparison:
     @property
     def equal(self) -> bool:
         """Same rows, and the same numbers bit for bit."""
-        return not self.only_left and not self.only_right and not (self.numbers["largest difference"] > 0).any()
+        return not self.only_left and not self.only_right and not (self.numbers[LARGEST] > 0).any()
 
 
 def compare_results(left: str | Path | Frames, right: str | Path | Frames) -> Comparison:
@@ -51,13 +55,16 @@ def compare_results(left: str | Path | Frames, right: str | Path | Frames) -> Co
         if mine.get(key) != theirs.get(key) and key not in WITHOUT_EFFECT
     ]
     key = [name for name in _key_columns(a) if name in b.summary.columns and name in _key_columns(b)]
+    rows_named_by = (
+        kind_of(a.config.get("kind", "twins")).tables["summary"].key
+    )  # labels, of which no median makes sense
     key = [name for name in key if a.summary[name].nunique() > 1 or b.summary[name].nunique() > 1 or name == "seed"]
     both = a.summary.merge(b.summary, on=key, suffixes=(" left", " right"))
     if both.empty:
         raise ValueError(f"the two have no row in common by {', '.join(key)}: nothing to compare")
     numbers = []
     for name in a.summary.columns:
-        if name in key or name not in b.summary.columns or a.summary[name].dtype.kind not in "iuf":
+        if name in {*key, *rows_named_by} or name not in b.summary.columns or a.summary[name].dtype.kind not in "iuf":
             continue
         x, y = (both[f"{name} {side}"].to_numpy(float) for side in ("left", "right"))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,7 +75,7 @@ def compare_results(left: str | Path | Frames, right: str | Path | Frames) -> Co
         middle = [float(np.nanmedian(v)) if np.isfinite(v).any() else float("nan") for v in (x, y, ratio)]
         numbers.append(
             dict(zip(("column", "left", "right", "right/left"), (name, *middle), strict=True))
-            | {"largest difference": float(np.nanmax(difference)) if not np.isnan(difference).all() else float("nan")}
+            | {LARGEST: float(np.nanmax(difference)) if not np.isnan(difference).all() else float("nan")}
         )
     counts = [len(side.summary) - len(both[key].drop_duplicates().merge(side.summary[key])) for side in (a, b)]
     return Comparison(pd.DataFrame(rows, columns=["key", "left", "right"]), pd.DataFrame(numbers), len(both), *counts)

@@ -94,10 +94,13 @@ def read_frames(out: str | Path) -> Frames:
 
     out = Path(out)
     if not (out / "summary.parquet").is_file():
-        raise ValueError(
-            f"no summary.parquet in {out}: expected the folder of a study run; write `stability run digits --out "
-            f"{out}` first"
-        )
+        if "provenance" in read_config(out / "config.toml"):
+            advice = f"no point of the study is finished; `stability resume {out}` continues it"
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):  # which `run --out` would refuse
+            advice = "it is not the folder of a study run; give another one"
+        else:
+            advice = f"expected the folder of a study run; write `stability run digits --out {out}` first"
+        raise ValueError(f"no summary.parquet in {out}: {advice}")
     config = read_config(out / "config.toml")
     tables = {}
     for name, needed in _needed(config).items():

@@ -5,6 +5,7 @@ Exit status: 0 all hold; 1 something is violated; 3 nothing is violated but some
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -42,6 +43,8 @@ def check_study(arguments: argparse.Namespace) -> int:
     from studies.definition.config import Study
 
     study = Study.from_toml(arguments.study, arguments.overrides, quick=arguments.quick)
+    if arguments.junit:
+        check_place(arguments.junit)
     options = {"limits": limits_from(arguments.limit), "skip": theorem_keys(arguments.skip, "--skip")}
     allowed = theorem_keys(arguments.allow, "--allow")
     reports: dict[Point, AssumptionReport] = {}
@@ -115,6 +118,19 @@ def worst(verdicts) -> str:
     """ "violated" before "undecided" before "holds"."""
     found = set(verdicts)
     return next((v for v in ("violated", "undecided") if v in found), "holds")
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where no file can be written, before the hours in which there is nothing to write."""
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "no permission"
+    else:
+        return
+    raise ValueError(f"--junit {path} cannot be written: {reason}")
 
 
 def write_junit(path: Path, study: str, reports: "dict[Point, AssumptionReport]") -> None:

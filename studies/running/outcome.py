@@ -5,10 +5,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studies.definition.config import Study
 from studies.definition.points import Point
+from studies.definition.training import FILES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +54,22 @@ def attempt(study: Study, point: Point, *, attempts: int = ATTEMPTS) -> Outcome:
 
 def _once(compute: Callable, study: Study, point: Point, tried: int) -> "tuple[Any, Failure | None]":
     try:
-        return compute(study, point), None
+        _check_key(study, point)
+        tables = compute(study, point)
+        _check_key(study, point)
+        return tables, None
     except Exception as error:
         return None, failure_of(error, study.device, tried)
+
+
+def _check_key(study: Study, point: Point) -> None:
+    """Numbers of other data, changed meanwhile or different on the machine of a worker, must not be stored under this key."""
+    name = getattr(getattr(study.at(point), "data", None), "name", "")
+    if name.endswith(FILES) and not study.is_of(point):
+        there, here = f"data.name = {name} on {platform.node()}", Path.cwd()
+        if not Path(name).is_file():
+            raise ValueError(f"{there}: no such file; paths are taken from the current folder there, {here}")
+        raise ValueError(f"{there} does not hold what it held when the study was started; start it again")
 
 
 def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
@@ -75,8 +90,12 @@ def failure_of(error: Exception, device: str, tried: int = 1) -> Failure:
     return Failure("other", f"{type(error).__name__}: {said}", text, tried)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException | None) -> bool:
     import torch
 
+    if error is None:
+        return False
     said = ("can't allocate memory", "not enough memory")  # torch's CPU allocator has no type of its own for it
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said):
+        return True
+    return _out_of_memory(error.__cause__)  # the user's code ran out of it

@@ -33,6 +33,11 @@ def run_study(
     from studies.results.provenance import provenance
     from studies.running.engines import run_tasks
 
+    if not isinstance(study, Study):
+        raise TypeError(
+            f"run_study takes a studies.Study, got {type(study).__name__} {study!r}; read one from a name or a file: "
+            'Study.from_toml("digits")'
+        )
     out, began = Path(out), time.perf_counter()
     check_device(study)
     study.kind_object.check(study)
@@ -49,7 +54,8 @@ def run_study(
         return f"{kept + len(elsewhere)} of {len(effort)} points are finished and kept in {out}"
 
     workers = worker_count(study)
-    outcomes = run_tasks(
+    tasks = run_tasks if to_do else _nothing  # an engine that is not there is not needed for that
+    outcomes = tasks(
         partial(attempt, study),
         _missing(out, to_do, elsewhere),
         engine=study.engine,
@@ -92,6 +98,10 @@ def run_study(
         ending = f"; {left} points were not tried" * bool(left) + f"; {standing()}"
         raise _error(list(effort), failures, ending + f", `stability report {out}` draws them" * bool(kept))
     return store.load_results(out)
+
+
+def _nothing(*_, **__) -> Iterator[tuple[Point, Outcome]]:
+    yield from ()
 
 
 def _missing(out: Path, points: Sequence[Point], elsewhere: list[Point]) -> Iterator[Point]:

@@ -70,6 +70,8 @@ def test_columns_of_a_mixed_axis_are_of_one_type():
         (["grid.lr=0.1,0.1"], ["grid.lr = [0.1, 0.1] should not name a value twice"]),
         (["grid.lr=[]"], ["grid.lr = []"]),
         (["grid.optimizer=woodbury,sgd", "lr=auto"], ["lr = 'auto' does not go with optimizer=sgd"]),
+        (["grid.lr=[0.1,0.2"], ["grid.lr[0] = '[0.1,0.2'", "positive number"]),
+        (["grid.loss=[squared,huber"], ["grid.loss[0] = '[squared,huber' should be one of"]),
         (["lr=0.1,0.2"], ["lr = '0.1,0.2' should be one value; several make an axis: grid.lr=0.1,0.2"]),
     ],
 )
@@ -77,6 +79,40 @@ def test_what_is_wrong_with_an_axis_is_said_with_its_path(overrides, words):
     with pytest.raises(ConfigError) as failure:
         Study.from_toml("digits", [*BASE, *overrides])
     assert all(word in str(failure.value) for word in words), str(failure.value)
+
+
+@pytest.mark.parametrize("override", ["grid.seeds=2,3", "seeds=2,3", "seed=1,2", "workers=1,2"])
+def test_no_axis_is_advised_that_would_be_refused(override):
+    with pytest.raises(ConfigError, match=r"= '.*,.*' should be one value$") as failure:
+        Study.from_toml("digits", [*BASE[:-1], override])
+    assert len(failure.value.errors) == 1
+
+
+def test_every_value_of_every_axis_is_checked_whatever_else_is_wrong(tmp_path):
+    text = (
+        'kind = "loops"\noptimizer = "adam"\nlr = {lr}\n[grid]\nn = [6]\n"model.activation" = ["tanh", "gelo", "tan"]\n'
+    )
+    found = {}
+    for lr in (-1, 0.1):
+        (tmp_path / "bad.toml").write_text(text.format(lr=lr) + "batch = [-1, 0]\nmodel.hidden = [1, 1000]\n")
+        with pytest.raises(ConfigError) as failure:
+            Study.from_toml(tmp_path / "bad.toml")
+        found[lr] = failure.value.errors
+    # What is said of an axis is the same, the key beside it wrong or not.
+    starts = ["grid.model.activation[1] = 'gelo'", "grid.model.activation[2] = 'tan'", "grid.batch[0] = -1"]
+    starts.append("grid.model.hidden[1] = 1000")
+    assert [line for line in found[-1] if line.startswith("grid.")] == found[0.1]
+    assert all(line.startswith(start) for line, start in zip(sorted(found[0.1]), sorted(starts), strict=True))
+    assert [line for line in found[-1] if not line.startswith("grid.")] == [
+        'lr = -1 should be a positive number or "auto"'
+    ]
+
+
+def test_errors_of_values_that_do_not_go_together_are_found_beside_others():
+    with pytest.raises(ConfigError) as failure:
+        Study.from_toml("digits", ["grid.optimizer=woodbury,sgd", "lr=auto", "steps=0"])
+    assert len(failure.value.errors) == 2
+    assert any(line.startswith("lr = 'auto' does not go with optimizer=sgd") for line in failure.value.errors)
 
 
 def test_errors_of_axes_and_keys_come_together():

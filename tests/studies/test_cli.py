@@ -77,7 +77,10 @@ def test_importing_the_package_loads_no_torch():
 
 def test_list_and_show(capsys):
     assert main(["list"]) == 0
-    assert "digits-large" in capsys.readouterr().out
+    listed = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in listed} == set(shipped_studies())
+    titles = {line.index(Study.from_toml(line.split()[0]).title) for line in listed}
+    assert len(titles) == 1  # one column
     assert main(["show", "digits", "n=6", "--quick", "mass=1"]) == 0
     shown = capsys.readouterr().out
     assert "n = [6]" in shown
@@ -123,6 +126,18 @@ def test_results_go_below_the_name_of_the_study(fake, tmp_path):
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"digits", "digits-quick", "own"}
 
 
+def test_compare_leaves_out_labels_and_says_what_its_differences_are(fake, capsys):
+    for out, lr in (("one", "0.1"), ("two", "0.2")):
+        assert main(["run", "digits", *SMALL, f"lr={lr}", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["compare", "one", "two"]) == 0
+    shown = capsys.readouterr().out
+    assert "largest relative difference" in shown
+    listed = {line.split()[0] for line in shown.splitlines() if line.strip()}
+    assert {"measured_sup", "xi"} <= listed
+    assert not {"replaced", "replacement", "seed", "n"} & listed
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -150,7 +165,13 @@ def test_results_go_below_the_name_of_the_study(fake, tmp_path):
         (["run", "digits", *SMALL, "lr=0.2", "--out", "other"], "another config (lr is 0.1 there, 0.2 here)"),
         (["report", "file"], "file"),
         (["report", "missing"], "missing"),
-        (["report", "foreign"], "foreign"),
+        (["report", "foreign"], "no summary.parquet in foreign: it is not the folder of a study run; give another one"),
+        (["report", "started"], "no point of the study is finished; `stability resume started` continues it"),
+        (
+            ["check", "digits", "--junit", "nowhere/x.xml"],
+            "--junit nowhere/x.xml cannot be written: there is no folder",
+        ),
+        (["check", "digits", "--junit", "foreign"], "--junit foreign cannot be written: it is a folder"),
         (["show", "digits", "lr=-1", "n=0"], "lr = -1"),
     ],
 )
@@ -158,6 +179,8 @@ def test_bad_input_is_one_line_and_status_2(argv, words, fake, capsys, tmp_path,
     (tmp_path / "file").write_text("")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes").write_text("")
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "config.toml").write_text("[grid]\nn = 2\n[provenance]\n")
     assert main(["run", "digits", *SMALL, "--out", "other"]) == 0
     if argv[:1] == ["report"]:
         monkeypatch.delitem(sys.modules, "studies.report.page")

@@ -75,6 +75,7 @@ def test_toml_of_nan():
         ("n=6", "grid.n", [6]),
         ("n=6,12", "grid.n", [6, 12]),
         ("n=[6, 12]", "grid.n", [6, 12]),
+        ("n=[6,.12e2]", "grid.n", [6, 12]),
         ("grid.mass=.1,1e-2", "grid.mass", [0.1, 0.01]),
         ("mass = 1", "grid.mass", [1.0]),
         ("lr=auto", "lr", "auto"),
@@ -110,6 +111,8 @@ def test_the_last_override_of_a_key_counts_and_overrides_come_after_quick():
         (["mass=[]"], ["grid.mass = []", "should not be empty"]),
         (["n=0"], ["grid.n[0] = 0", "greater than or equal to 1"]),
         (["n=6.5"], ["grid.n[0] = 6.5"]),
+        (["n=[6,12"], ["grid.n[0] = '[6,12'", "valid integer"]),
+        (["n=6,12]"], ["grid.n[0] = '6,12]'", "valid integer"]),
         (["n=6,6"], ["grid.n = [6, 6]", "twice"]),
         (["replacements=0"], ["grid.replacements = 0"]),
         (["seeds=0"], ["grid.seeds = 0"]),
@@ -181,6 +184,29 @@ def test_bad_files_are_refused(text, words, tmp_path):
     with pytest.raises(ConfigError) as failure:
         Study.from_toml(tmp_path / "study.toml")
     assert all(word in str(failure.value) for word in words), str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["optimizers.foo.class=sgdd"],
+            ["the table [optimizers.foo], whose class = 'sgdd' should be", "did you mean sgd?"],
+        ),
+        (["optimizers.foo.class=3"], ["the table [optimizers.foo], whose class = 3 should be one of woodbury"]),
+        (
+            ["optimizers.foo.momentum=0.5"],
+            ["rlo, woodbury, ", "or a table [optimizers.foo] with a class"],
+        ),
+    ],
+)
+def test_an_optimizers_table_without_a_class_that_there_is(overrides, words):
+    with pytest.raises(ConfigError) as failure:
+        Study.from_toml("optimizers", [*overrides, "optimizer=foo"])
+    assert len(failure.value.errors) == 1
+    assert all(word in str(failure.value) for word in words), str(failure.value)
+    assert " foo, " not in str(failure.value)
+    assert "did you mean foo" not in str(failure.value)
 
 
 def test_unreadable_sources(tmp_path):

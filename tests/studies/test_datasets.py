@@ -1,5 +1,6 @@
 """Data sets: scikit-learn's, files, the user's own; label noise; downloads that are not allowed or not possible."""
 
+import os
 import sys
 import urllib.error
 
@@ -88,6 +89,66 @@ def test_what_a_file_holds_is_part_of_the_key(tmp_path, monkeypatch):
     assert study.points()[0].key == before
     np.savez("d.npz", x=np.zeros((21, 3)), y=np.arange(21) % 2)
     assert study.points()[0].key != before
+
+
+def test_a_file_that_changes_within_a_process_gives_its_new_numbers(tmp_path, monkeypatch):
+    """However soon: the clock of the file system may not have moved, and the size may be the same."""
+    from studies.running import outcome
+    from studies.running.outcome import attempt
+
+    monkeypatch.chdir(tmp_path)
+    y, stamp = np.arange(20) % 2, 10**18
+    for value in (1.0, 2.0, 3.0):
+        np.savez("d.npz", x=np.full((20, 3), value), y=y)
+        assert load(Data(name="d.npz")).inputs[0, 0] == value
+    os.utime("d.npz", ns=(stamp, stamp))  # long ago: from here on the digest is remembered
+    before = ["n=2", "width=2", "mass=1", "seeds=1", "steps=1", "replacements=1", "held_out=2", "data.name=d.npz"]
+    study = Study.from_toml("digits", before)
+    point = study.points()[0]
+    assert attempt(study, point).failure is None
+    np.savez("d.npz", x=np.full((20, 3), 4.0), y=y)
+    failure = attempt(study, point).failure  # other numbers are not stored under the old key
+    assert failure.kind == "input"
+    assert "data.name = d.npz on " in failure.message
+    assert "start it again" in failure.message
+    assert attempt(study, study.points()[0]).failure is None
+
+    def changes_it(study, point):
+        np.savez("d.npz", x=np.full((20, 3), 5.0), y=y)
+
+    point = study.points()[0]
+    tables, failure = outcome._once(changes_it, study, point, 1)  # too late for the numbers, or not: nobody knows
+    assert tables is None
+    assert failure.kind == "input"
+    os.unlink("d.npz")
+    assert "no such file; paths are taken from the current folder there" in attempt(study, point).failure.message
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    from studies.data import files
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("d.npz", x=np.ones((20, 3)), y=np.arange(20))
+    read = files.read_file
+
+    def slowly(*arguments):
+        np.savez("d.npz", x=np.zeros((20, 3)), y=np.arange(20))
+        return read(*arguments)
+
+    monkeypatch.setattr(files, "read_file", slowly)
+    with pytest.raises(ValueError, match=r"data\.name = d\.npz was changed while it was read; start again"):
+        load(Data(name="d.npz"))
+
+
+def test_a_function_that_is_loaded_again_gives_its_new_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for rows in (5, 6):
+        (tmp_path / "changing.py").write_text(
+            f"import numpy as np\ndef xy(): return np.ones(({rows}, 2)), np.ones({rows})\n"
+        )
+        sys.modules.pop("changing", None)
+        assert len(load(Data(name="changing:xy")).inputs) == rows
 
 
 MODULE = """

@@ -80,6 +80,24 @@ def test_a_kind_of_ones_own_runs_is_drawn_resumed_and_compared(own, capsys):
     assert compare_results("one", "one").equal
 
 
+def test_a_finished_study_needs_no_engine(own, capsys, monkeypatch):
+    assert main(["run", "light.toml", "workers=1", "--out", "one"]) == 0
+
+    def absent(*_, **__):
+        raise ValueError("no such engine here")
+
+    monkeypatch.setattr("studies.running.engines.run_tasks", absent)
+    assert main(["resume", "one", "engine=ray"]) == 0
+    next(Path("one/points").iterdir()).joinpath("point.json").unlink()
+    assert main(["resume", "one", "engine=ray"]) == 2
+
+
+def test_running_what_is_no_study_says_what_one_is(tmp_path):
+    words = r"run_study takes a studies\.Study, got str 'digits'; .*: Study\.from_toml\(\"digits\"\)"
+    with pytest.raises(TypeError, match=words):
+        run_study("digits", tmp_path)
+
+
 def test_wrong_input_of_the_new_commands_is_one_line(own, capsys):
     assert main(["resume", "nowhere"]) == 2
     assert "is not a results folder" in capsys.readouterr().err
