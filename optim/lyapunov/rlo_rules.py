@@ -20,6 +20,7 @@ All slots start at 0. The paper leaves Ψ, Φ, their constants and what "global 
 choices are ours, all of them in this file (``BETAS``, ``SCALE``, ``EPS``, the two tables, :func:`unit_norm`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -121,8 +122,7 @@ def bend(phi: str, signals: Tensors) -> None:
     elif phi == "sign":
         torch._foreach_sign_(signals)
     elif phi == "normalized":
-        for d, norm in zip(signals, torch._foreach_norm(signals), strict=True):
-            d.div_(_at_least_tiny(norm))
+        _divide_by_norms(signals, together=False)
 
 
 def own_direction(phi: Callable[[Tensor], Tensor], signals: Tensors) -> Tensors:
@@ -170,17 +170,53 @@ def check_target(u: Tensor, d) -> None:
 def unit_norm(targets: Tensors) -> None:
     """Global normalisation, in place: d ← d/‖d‖, the norm over all of ``targets`` together; d = 0 stays 0.
 
-    lr is then the length of a step of RLO-Λ, and what bounds that of RLO-Lifted.
+    lr is then the length of a step of RLO-Λ, and what bounds that of RLO-Lifted. Right at every size that the types hold,
+    where squares under- or overflow too; an infinite or undefined entry leaves nan.
 
     >>> d = [torch.tensor([3.0]), torch.tensor([0.0, 4.0])]
     >>> unit_norm(d)
     >>> d
     [tensor([0.6000]), tensor([0.0000, 0.8000])]
+    >>> d = [torch.tensor([3e-30]), torch.tensor([0.0, 4e-30])]
+    >>> unit_norm(d)
+    >>> d
+    [tensor([0.6000]), tensor([0.0000, 0.8000])]
     """
-    norms = [n.to(targets[0].device, torch.promote_types(n.dtype, torch.float32)) for n in torch._foreach_norm(targets)]
-    norm = _at_least_tiny(torch.linalg.vector_norm(torch.stack(norms)))
-    for d in targets:
+    _divide_by_norms(targets, together=True)
+
+
+def _divide_by_norms(targets: Tensors, *, together: bool) -> None:
+    """d ← d/‖d‖ in place, ‖·‖ of all targets ``together`` or of each of them; taken in float32 at least. 0 stays 0."""
+    targets = [d for d in targets if d.numel()]
+    if not targets:
+        return
+    wide = torch.float64 if any(d.dtype == torch.float64 for d in targets) else torch.float32
+    if _on_cpu(targets):
+        norms = _norms(targets, wide, together)
+        # Sums of squares between √tiny and 1/√tiny: none has overflowed, and what underflowed in them is below rounding.
+        least = torch.finfo(wide).tiny ** 0.25
+        if all(least < norm < 1 / least for norm in norms.tolist()):
+            torch._foreach_div_(targets, norms.tolist())
+            return
+    # Out of range, or where asking would wait for the device: first by a power of two, to a largest entry in [½, 1).
+    peaks = torch.stack([d.abs().amax().to(targets[0].device, wide) for d in targets])
+    if together:
+        peaks = peaks.amax().expand(len(targets))
+    exponents = torch.where(peaks.isfinite(), torch.frexp(peaks).exponent, 0)
+    for half in (exponents // 2, exponents - exponents // 2):  # 2¹⁴⁹, the inverse of float32's smallest, is ∞ there
+        for d, power in zip(targets, half.unbind(), strict=True):
+            # Where 2^most is too little, the peak is another type's and smaller than all this one holds: d = 0, not 0·∞.
+            most = math.frexp(torch.finfo(d.dtype).max)[1] - 1
+            d.mul_(torch.exp2(-power.clamp(min=-most).to(wide)).to(d.device, d.dtype))
+    norms = _norms(targets, wide, together)
+    for d, norm in zip(targets, torch.where(norms == 0, 1, norms).unbind(), strict=True):
         d.div_(norm.to(d.device))
+
+
+def _norms(tensors: Tensors, dtype: torch.dtype, together: bool) -> Tensor:
+    """‖d‖ of each tensor, or of all together the same number for each, on the first one's device."""
+    norms = torch.stack([n.to(tensors[0].device, dtype) for n in torch._foreach_norm(tensors, dtype=dtype)])
+    return torch.linalg.vector_norm(norms).expand(len(tensors)) if together else norms
 
 
 def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
@@ -192,10 +228,6 @@ def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
     [tensor([0.])]
     """
     torch._foreach_lerp_(velocities, targets, eta)
-
-
-def _at_least_tiny(norm: Tensor) -> Tensor:
-    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 def _on_cpu(tensors: Tensors) -> bool:
