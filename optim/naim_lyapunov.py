@@ -1,7 +1,7 @@
 r"""The Lyapunov function of the pair (θ, z), its descent, and theorem 3.1 of arXiv 2601.22284 with fitted constants.
 
-V = h(θ) − h_* + c‖z‖², h before the move and z = v − d after the lift, c = lr/η. The paper's c is not public; ours makes the
-cross term disappear. **Derived (strict descent).** For d = −∇h, ∇h L-Lipschitz, a = lr·L and q = (1 − η)/η,
+V = h(θ) − h_* + c‖z‖², h before the move and z = v − d after the lift, c = lr/η. The paper's c is not public; ours makes lr
+the coefficient of −‖z‖² too, and the cross term ⟨∇h, z⟩ ≤ ½(‖∇h‖² + ‖z‖²) takes half of each. **Derived (strict descent).** For d = −∇h, ∇h L-Lipschitz, a = lr·L and q = (1 − η)/η,
 
     V⁺ − V ≤ −lr·(½ − a − 2a²q²)·(‖∇h‖² + ‖z‖²).
 

@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nt_kernel.errors import unknown_name
+
 BETAS = {"gradient": (0.0, 0.0), "ema": (0.9, 0.0), "lion": (0.9, 0.99), "adam": (0.9, 0.999)}
 SCALE = 1e-2  # of tanh: u well above it moves by lr, u well below it as gradient descent with lr/scale
 EPS = 1e-8
@@ -74,15 +76,15 @@ def signal(
     torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
     # m̂/(√ŝ + ε) with both bias corrections and ``times`` in the denominator: (b₁/times)·(√s/√b₂ + ε), bᵢ = 1 − βᵢᵗ
     b1 = [(1 - beta1**t) / times for t in steps]
-    _written("sqrt", square, out=out)
-    torch._foreach_mul_(out, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
-    torch._foreach_add_(out, [b * eps for b in b1])
+    size = _written("sqrt", square, out=out) if _on_cpu(out) else torch._foreach_sqrt(square)
+    torch._foreach_mul_(size, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
+    torch._foreach_add_(size, [b * eps for b in b1])
     if _on_cpu(out):
-        for m, size in zip(mean, out, strict=True):
-            torch.div(m, size, out=size)
-    else:
-        torch._foreach_reciprocal_(out)
-        torch._foreach_mul_(out, mean)
+        for m, o in zip(mean, out, strict=True):
+            torch.div(m, o, out=o)
+    else:  # a quotient: the reciprocal of a small ε is ∞ in half precision, and ∞·0 no 0
+        torch._foreach_zero_(out)
+        torch._foreach_addcdiv_(out, mean, size)
     return out
 
 
@@ -91,22 +93,27 @@ def factor(phi: str, scale: float = SCALE) -> float:
     return -2 / scale if phi == "tanh" else -1.0
 
 
-def scale_fits(scale: float, dtype: torch.dtype, *, memory: str, betas: tuple[float, float], eps: float) -> bool:
-    """Whether tanh(u/scale) can be computed in ``dtype`` with a zero gradient, which must give 0 and not 0·∞ or 0/0.
+def too_small(
+    phi: str | Callable, dtype: torch.dtype, *, scale: float, memory: str, betas: tuple[float, float], eps: float
+) -> str | None:
+    """ "scale" or "eps" where that is so small that in ``dtype`` a zero gradient gives 0·∞ or 0/0 instead of 0, else None.
 
-    2/scale must be finite there, and with the memory "adam" the denominator (1 − β₁)·ε·scale/2 of the first step not 0
-    (unless ε is).
+    2/scale of tanh must be finite there, and with the memory "adam" the least denominator of m̂/(√ŝ + ε), that of a first
+    step, (1 − β₁)·ε, for tanh times scale/2, not 0 (unless ε is, which asks for it).
 
-    >>> [scale_fits(s, torch.float32, memory="ema", betas=(0.9, 0.0), eps=1e-8) for s in (1e-2, 1e-38, 1e-40)]
-    [True, True, False]
-    >>> scale_fits(1e-37, torch.float32, memory="adam", betas=(0.9, 0.999), eps=1e-8)
-    False
+    >>> adam = {"memory": "adam", "betas": (0.9, 0.999), "eps": 1e-8}
+    >>> [too_small("tanh", torch.float32, scale=s, **adam) for s in (1e-2, 1e-37, 1e-40)]
+    [None, 'scale', 'scale']
+    >>> too_small("identity", torch.float16, scale=1e-2, **adam)
+    'eps'
     """
-    times = torch.tensor(abs(factor("tanh", scale)), dtype=torch.float64).to(dtype)
-    if not times.isfinite():
-        return False
-    least = torch.tensor((1 - betas[0]) * eps * scale / 2, dtype=torch.float64).to(dtype)
-    return memory != "adam" or eps == 0 or least.item() > 0
+    times = 1.0 if callable(phi) else abs(factor(phi, scale))
+    if not _rounded(times, dtype).isfinite():
+        return "scale"
+    least = (1 - betas[0]) * eps
+    if memory != "adam" or eps == 0 or _rounded(least / times, dtype) > 0:
+        return None
+    return "eps" if _rounded(least, dtype) == 0 else "scale"
 
 
 def bend(phi: str, signals: Tensors) -> None:
@@ -117,6 +124,8 @@ def bend(phi: str, signals: Tensors) -> None:
     >>> d
     [tensor([-0.7616])]
     """
+    if phi not in DIRECTIONS:
+        raise ValueError(unknown_name("direction", phi, DIRECTIONS))
     if phi == "tanh":
         tanh_of_half_(signals)
     elif phi == "sign":
@@ -228,6 +237,10 @@ def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
     [tensor([0.])]
     """
     torch._foreach_lerp_(velocities, targets, eta)
+
+
+def _rounded(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64).to(dtype)
 
 
 def _on_cpu(tensors: Tensors) -> bool:
