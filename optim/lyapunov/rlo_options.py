@@ -25,7 +25,7 @@ def checked_rule(options: dict) -> dict:
     """All that is not η: ``lr`` a number, ``betas`` given; ValueError/TypeError for what is out of range or unknown."""
     options = {**options, "lr": checked_lr(options["lr"])}
     for name in ("eps", "scale", "weight_decay"):
-        _in_range(name, options[name], math.inf, open_below=name == "scale")
+        check_number(name, options[name], open_below=name == "scale")
     if not isinstance(options["memory"], str) or options["memory"] not in BETAS:
         raise ValueError(unknown_name("memory", options["memory"], BETAS))
     phi = options["direction"]
@@ -36,7 +36,7 @@ def checked_rule(options: dict) -> dict:
     if not isinstance(options["betas"], tuple | list) or len(options["betas"]) != 2:
         raise TypeError(f"betas must be a pair (β₁, β₂), got {options['betas']!r}")
     for i, beta in enumerate(options["betas"]):
-        _in_range(f"betas[{i}]", beta, 1)
+        check_number(f"betas[{i}]", beta, 1)
     if not isinstance(options["normalize"], bool):
         raise TypeError(f"normalize must be True or False, got {options['normalize']!r}")
     name = embedded_manifold(options["manifold"]).name
@@ -51,7 +51,7 @@ def checked_rule(options: dict) -> dict:
 def checked_lr(lr) -> float:
     """lr as a number, out of a tensor of one entry too; TypeError for what is none, ValueError outside [0, ∞)."""
     lr = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    _in_range("lr", lr, math.inf)
+    check_number("lr", lr)
     return lr
 
 
@@ -94,10 +94,28 @@ def check_params(params: list, options: dict) -> None:
             manifold.check(p, f"parameter {i} of the group")
 
 
-def _in_range(name: str, value, most: float, open_below: bool = False) -> None:
+def check_number(
+    name: str,
+    value,
+    most: float = math.inf,
+    *,
+    least: float = 0.0,
+    open_below: bool = False,
+    closed_above: bool = False,
+) -> None:
+    """TypeError for what is no real number, ValueError outside the interval from ``least`` to ``most`` (∞ is never in it).
+
+    >>> check_number("eta", 1.5, 1, open_below=True, closed_above=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: eta must be in (0, 1], got 1.5
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > 0 if open_below else value >= 0) or not value < most:
-        raise ValueError(
-            f"{name} must be in {'(' if open_below else '['}0, {'∞' if most == math.inf else most}), got {value!r}"
-        )
+    open_below = open_below or least == -math.inf
+    above = value > least if open_below else value >= least
+    below = value <= most if closed_above else value < most
+    if not (above and below):
+        start, end = ("(" if open_below else "["), ("]" if closed_above else ")")
+        low, high = ({math.inf: "∞", -math.inf: "−∞"}.get(x, f"{x:g}") for x in (least, most))
+        raise ValueError(f"{name} must be in {start}{low}, {high}{end}, got {value!r}")
