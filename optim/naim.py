@@ -219,9 +219,9 @@ def check_readable(optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
         raise TypeError(
             f"the velocity of {kind} is not known here (known are RLO, SGD with momentum, Adam, AdamW): make NaimMonitor() "
-            "and call add(v, d, eta=…) after each step, v its velocity and d what it is pulled to; for Woodbury with "
-            'momentum μ, without Nesterov, v = −opt.state[p]["momentum_buffer"] and d = −(1 − dampening)·G⁻¹g/(1 − μ), η = 1 − μ, with '
-            "G⁻¹g from nt_kernel.ModelMetric before the step (docs/rlo.md, section 4)"
+            "and call add(v, d, eta=…) after each step, v its velocity and d what it is pulled to. Woodbury with momentum μ, "
+            'without Nesterov: v = −opt.state[p]["momentum_buffer"], d = −(1 − dampening)·G⁻¹g/(1 − μ), η = 1 − μ, with G⁻¹g '
+            "from nt_kernel.ModelMetric before the step (docs/rlo.md, section 4)"
         )
     for group in optimizer.param_groups:
         coupled = group["weight_decay"] and not group.get("decoupled_weight_decay", False)
