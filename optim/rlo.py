@@ -9,9 +9,11 @@ from torch import Tensor
 from optim.lyapunov.retraction import EmbeddedManifold, embedded_manifold
 from optim.lyapunov.rlo_options import check_params, checked_eta, checked_lr, checked_options, checked_rule
 from optim.lyapunov.rlo_rules import (
+    ENTRYWISE,
     EPS,
     SCALE,
     SLOTS,
+    Room,
     Tensors,
     bend,
     factor,
@@ -97,7 +99,7 @@ class RLO(torch.optim.Optimizer):
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         self.observers: list[Callable[[list[Lifted]], None]] = []
-        self._buffers: dict[Tensor, Tensor] = {}
+        self._rooms: dict[int, Room] = {}
         self._checked: dict[int, tuple] = {}
         super().__init__(params, {**options, "lr": checked_options(options)["lr"]})
 
@@ -132,12 +134,14 @@ class RLO(torch.optim.Optimizer):
             raise ValueError("RLO takes dense gradients, got a sparse one; write sparse=False where the layer is made")
 
         targets = self._all_targets(moving)
-        together = [d for (group, _), ds in zip(moving, targets, strict=True) if group["normalize"] for d in ds]
+        together = [
+            d for (group, _), room in zip(moving, targets, strict=True) if group["normalize"] for d in room.blocks
+        ]
         if together:
             unit_norm(together)
         seen = []
-        for (group, params), ds, eta in zip(moving, targets, etas, strict=True):
-            velocities = ds
+        for (group, params), room, eta in zip(moving, targets, etas, strict=True):
+            velocities = ds = room.tensors
             if group["lifted"]:
                 velocities = self._slot("velocity", params)
                 lift(velocities, ds, eta)
@@ -158,18 +162,18 @@ class RLO(torch.optim.Optimizer):
             check_params(group["params"], group)
             self._checked[id(group)] = now
 
-    def _all_targets(self, moving: list[tuple[dict, Tensors]]) -> list[Tensors]:
+    def _all_targets(self, moving: list[tuple[dict, Tensors]]) -> list[Room]:
         if not any(callable(group["direction"]) for group, _ in moving):
-            return [self._targets(group, params) for group, params in moving]
+            return [self._targets(i, *pair) for i, pair in enumerate(moving)]
         held = {p: _copied(self.state[p]) for _, params in moving for p in params}
         try:
-            return [self._targets(group, params) for group, params in moving]
+            return [self._targets(i, *pair) for i, pair in enumerate(moving)]
         except BaseException:  # the user's function failed: as if there had been no step
             for p, state in held.items():
                 self.state[p] = state
             raise
 
-    def _targets(self, group: dict, params: Tensors) -> Tensors:
+    def _targets(self, index: int, group: dict, params: Tensors) -> Room:
         """d of one group, each in the tangent space at its parameter; the memory moves on."""
         curved = group["manifold"] != "euclidean"
         P = embedded_manifold(group["manifold"]).tangent
@@ -180,31 +184,32 @@ class RLO(torch.optim.Optimizer):
             state["step"] = state.get("step", 0) + 1
             steps.append(state["step"])
         slots = {name: self._slot(name, params) for name in SLOTS[group["memory"]]}
-        phi, out = group["direction"], [self._buffer(p) for p in params]
+        # The same memory in every step: to be given new pages takes longer than an operation.
+        room = self._rooms.get(index)
+        if room is None or not room.fits(params):
+            room = self._rooms[index] = Room.like(params)
+        phi = group["direction"]
         times = 1.0 if callable(phi) else factor(phi, group["scale"])
-        ds = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"], times=times, out=out)
+        ds = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"], times=times, room=room)
         if callable(phi):
             ds = own_direction(phi, ds)
         else:
-            bend(phi, ds)
-        return [P(p, d) for p, d in zip(params, ds, strict=True)] if curved else ds
+            bend(phi, room.blocks if phi in ENTRYWISE else ds)
+        if curved:
+            ds = [P(p, d) for p, d in zip(params, ds, strict=True)]
+        return room if ds is room.tensors else Room(ds, ds)
 
     def _slot(self, name: str, params: Tensors) -> Tensors:
         found = []
         for p in params:
-            held = self.state[p].get(name)
+            state = self.state[p]
+            held = state.get(name)
             if held is None:
-                held = torch.zeros_like(p, memory_format=torch.preserve_format)
-            found.append(held.to(p))  # of the model as it is now: it may have been cast
-            self.state[p][name] = found[-1]
+                held = state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            elif held.dtype != p.dtype or held.device != p.device:  # of the model as it is now: it may have been cast
+                held = state[name] = held.to(p)
+            found.append(held)
         return found
-
-    def _buffer(self, p: Tensor) -> Tensor:
-        """Where d of p is written, the same memory in every step: to be given new pages takes longer than an operation."""
-        held = self._buffers.get(p)
-        if held is None or (held.shape, held.dtype, held.device) != (p.shape, p.dtype, p.device):
-            held = self._buffers[p] = torch.empty_like(p)
-        return held
 
     def _move(self, one: Lifted, weight_decay: float) -> None:
         if weight_decay:
@@ -244,7 +249,7 @@ class RLO(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.setdefault("observers", [])  # not copied or pickled: they watch the original
-        self.__dict__.setdefault("_buffers", {})
+        self.__dict__.setdefault("_rooms", {})
         self.__dict__["_checked"] = {}
         super().__setstate__(state)
 

@@ -22,6 +22,7 @@ choices are ours, all of them in this file (``BETAS``, ``SCALE``, ``EPS``, the t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,9 +33,53 @@ BETAS = {"gradient": (0.0, 0.0), "ema": (0.9, 0.0), "lion": (0.9, 0.99), "adam":
 SCALE = 1e-2  # of tanh: u well above it moves by lr, u well below it as gradient descent with lr/scale
 EPS = 1e-8
 SLOTS = {"gradient": (), "ema": ("mean",), "lion": ("mean",), "adam": ("mean", "square")}
-DIRECTIONS = ("identity", "tanh", "sign", "normalized")
+ENTRYWISE = ("identity", "tanh", "sign")
+DIRECTIONS = (*ENTRYWISE, "normalized")
 
 Tensors = list[Tensor]
+BLOCK = 2**18  # entries at once: few calls, and a sum of squares in float32 keeps its digits (of 2²⁴ it loses 1e-3)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for one tensor per parameter, next to each other: what is done entry by entry is done once per block.
+
+    ``blocks``, flat, are the entries of ``tensors``, each once.
+
+    >>> room = Room.like([torch.zeros(2, 2), torch.zeros(3)])
+    >>> room.blocks[0].copy_(torch.arange(7.0))
+    tensor([0., 1., 2., 3., 4., 5., 6.])
+    >>> room.tensors
+    [tensor([[0., 1.],
+            [2., 3.]]), tensor([4., 5., 6.])]
+    """
+
+    tensors: Tensors
+    blocks: Tensors
+
+    @classmethod
+    def like(cls, params: Sequence[Tensor]) -> "Room":
+        """Room for tensors of the shapes, strides, types and devices of ``params``; what it holds is not set."""
+        kinds: dict[tuple, list[int]] = {}
+        for i, p in enumerate(params):
+            kinds.setdefault((p.dtype, p.device), []).append(i)
+        tensors, blocks = {}, []
+        for (dtype, device), members in kinds.items():
+            flat, start = torch.empty(sum(params[i].numel() for i in members), dtype=dtype, device=device), 0
+            for i in members:
+                p = params[i]
+                strides = torch.empty_like(p, device="meta").stride()  # dense, in the order of p's
+                tensors[i] = flat.as_strided(p.shape, strides, start)
+                start += p.numel()
+            blocks += flat.split(BLOCK)
+        return cls([tensors[i] for i in range(len(params))], blocks)
+
+    def fits(self, params: Sequence[Tensor]) -> bool:
+        """Whether it is room for these."""
+        return len(params) == len(self.tensors) and all(
+            (t.shape, t.dtype, t.device) == (p.shape, p.dtype, p.device)
+            for t, p in zip(self.tensors, params, strict=True)
+        )
 
 
 def signal(
@@ -46,11 +91,11 @@ def signal(
     eps: float = EPS,
     *,
     times: float = 1.0,
-    out: Tensors | None = None,
+    room: "Room | None" = None,
 ) -> Tensors:
-    """``times``·u of every parameter (the table above) in ``out``. ``slots`` move on in place; ``gradients`` stay as they are.
+    """``times``·u of every parameter (the table above) in ``room``. ``slots`` move on in place; ``gradients`` stay.
 
-    ``steps`` counts each parameter's gradients, this one included. ``out`` are tensors to write to, new ones where none are
+    ``steps`` counts each parameter's gradients, this one included. ``room`` is what to write to, a new one where none is
     given.
 
     >>> m = [torch.tensor([1.0])]
@@ -58,7 +103,8 @@ def signal(
     ([tensor([0.5000])], [tensor([0.2500])])
     """
     beta1, beta2 = betas
-    out = [torch.empty_like(g) for g in gradients] if out is None else out
+    room = Room.like(gradients) if room is None else room
+    out = room.tensors
     if memory == "gradient":
         return _written("mul", gradients, times, out=out)
     mean = slots["mean"]
@@ -76,13 +122,20 @@ def signal(
     torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
     # m̂/(√ŝ + ε) with both bias corrections and ``times`` in the denominator: (b₁/times)·(√s/√b₂ + ε), bᵢ = 1 − βᵢᵗ
     b1 = [(1 - beta1**t) / times for t in steps]
-    size = _written("sqrt", square, out=out) if _on_cpu(out) else torch._foreach_sqrt(square)
-    torch._foreach_mul_(size, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
-    torch._foreach_add_(size, [b * eps for b in b1])
+    of_root = [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)]
     if _on_cpu(out):
+        _written("sqrt", square, out=out)
+        parts = zip(out, b1, of_root, strict=True)
+        if len(set(steps)) == 1:
+            parts = ((x, b1[0], of_root[0]) for x in room.blocks)
+        for x, b, a in parts:
+            torch.add(torch.tensor(b * eps, dtype=x.dtype), x, alpha=a, out=x)
         for m, o in zip(mean, out, strict=True):
             torch.div(m, o, out=o)
     else:  # a quotient: the reciprocal of a small ε is ∞ in half precision, and ∞·0 no 0
+        size = torch._foreach_sqrt(square)
+        torch._foreach_mul_(size, of_root)
+        torch._foreach_add_(size, [b * eps for b in b1])
         torch._foreach_zero_(out)
         torch._foreach_addcdiv_(out, mean, size)
     return out
@@ -123,6 +176,8 @@ def bend(phi: str, signals: Tensors) -> None:
     >>> bend("tanh", d)
     >>> d
     [tensor([-0.7616])]
+
+    Raises ValueError for an unknown name. All but "normalized" act on each entry alone (``ENTRYWISE``).
     """
     if phi not in DIRECTIONS:
         raise ValueError(unknown_name("direction", phi, DIRECTIONS))
