@@ -30,6 +30,7 @@ RULES: dict[str, Callable[[list], torch.optim.Optimizer]] = {
     "RLO (ema, tanh, η = 0.1, normalised)": lambda params: RLO(params, LR, eta=ETA, normalize=True),
     "RLO (adam, identity, η = 0.1)": lambda params: RLO(params, LR, eta=ETA, memory="adam", direction="identity"),
     "RLO (adam, tanh, η = 0.1)": lambda params: RLO(params, LR, eta=ETA, memory="adam"),
+    "RLO (adam, tanh, η = 0.1, normalised)": lambda params: RLO(params, LR, eta=ETA, memory="adam", normalize=True),
 }
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optim.lyapunov.retraction import EmbeddedManifold
+from optim.lyapunov.rlo_options import check_number
 from optim.rlo import RLO, Lifted
 
 NAN = float("nan")
@@ -58,11 +59,12 @@ class NaimMonitor:
     """Records v and d of every step of ``optimizer``: an :class:`optim.rlo.RLO`, torch's SGD with momentum, Adam, AdamW.
 
     With SGD's buffer b ← μb + (1 − τ)g: v = −b, η = 1 − μ, d = −(1 − τ)g/η. With Adam's mean: v = −m, d = −g, η = 1 − β₁, the
-    preconditioner left out of both. For any other optimizer call :meth:`add` after each of its steps. ``note_loss`` before the
+    preconditioner left out of both. Any other optimizer (Woodbury, NAdam, RAdam, Adamax, RMSprop): call :meth:`add` after each
+    of its steps, where it has a velocity that follows a target. ``note_loss`` before the
     step supplies h for the Lyapunov function. Reads are copies; the run is the same bit for bit.
 
     Raises TypeError for an unknown optimizer, ValueError for SGD without momentum, with Nesterov, and for coupled weight decay
-    or maximize (the target is not −g then).
+    or maximize (the target is not −g then), at construction and, set since, after the step.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     >>> opt = RLO([w], lr=0.1, eta=0.25, memory="gradient", direction="identity")
@@ -121,17 +123,31 @@ class NaimMonitor:
         ``eta`` and ``lr`` may differ between parameters (they are then recorded as unknown). ``keys`` say which parameter is
         which where not all take part in every step; after a change the comparison with the step before is left out.
         ``points``, (manifold, θ before the move) of each, are where the last step's vectors are transported to.
+
+        Raises, and records nothing, ValueError for other counts or shapes than those of ``velocities`` (and of the step
+        before), η outside (0, 1], lr outside [0, ∞), nan being unknown; TypeError for what is no tensor or no number.
         """
-        keys = range(len(velocities)) if keys is None else keys
-        etas = list(eta) if isinstance(eta, Sequence) else [eta] * len(velocities)
-        if not len(velocities) == len(targets) == len(keys) == len(etas):
+        count = len(velocities)
+        keys = range(count) if keys is None else keys
+        etas, lrs = (list(x) if isinstance(x, Sequence) else [x] * count for x in (eta, lr))
+        points = [None] * count if points is None else points
+        if not count == len(targets) == len(keys) == len(etas) == len(lrs) == len(points):
             raise ValueError(
-                f"{len(velocities)} velocities, {len(targets)} targets, {len(keys)} keys, {len(etas)} etas"
+                f"expected as many of each, got {count} velocities, {len(targets)} targets, {len(keys)} keys, "
+                f"{len(etas)} etas, {len(lrs)} lrs, {len(points)} points"
             )
-        if not len(velocities):
+        if not count:
             raise ValueError("no velocities: a step moves at least one parameter")
-        now, sums = {}, []
         same = set(keys) == set(self._before)
+        for i, (key, v, d) in enumerate(zip(keys, velocities, targets, strict=True)):
+            _check_pair(i, v, d, self._before[key][0] if same else None)
+        for own in etas:
+            if own == own:
+                check_number("eta", own, 1, open_below=True, closed_above=True)
+        for own in lrs:
+            if own == own:
+                check_number("lr", own)
+        now, sums = {}, []
         for i, (key, v, d, own) in enumerate(zip(keys, velocities, targets, etas, strict=True)):
             v, d = v.detach().to(torch.float64), d.detach().to(torch.float64, copy=True)
             z = v - d
@@ -139,7 +155,7 @@ class NaimMonitor:
             dots = [z.square().sum(), d.square().sum(), v.square().sum(), (v * d).sum()]
             if same:
                 z_before, d_before = self._before[key]
-                if points is not None:
+                if points[i] is not None:
                     manifold, p = points[i]
                     p = p.detach().to(torch.float64)
                     z_before, d_before = manifold.tangent(p, z_before), manifold.tangent(p, d_before)
@@ -154,7 +170,7 @@ class NaimMonitor:
         self._rows.append(
             (
                 _one(etas),
-                _one(lr if isinstance(lr, Sequence) else [lr]),
+                _one(lrs),
                 zz**0.5,
                 dd**0.5,
                 vv**0.5,
@@ -190,6 +206,7 @@ class NaimMonitor:
         )
 
     def _stepped(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        check_readable(optimizer)  # what it was when the watch began may have been set otherwise since
         flat = list(velocity_pairs(optimizer))
         if flat:
             keys, velocities, targets, etas, lrs = map(list, zip(*flat, strict=True))
@@ -201,14 +218,20 @@ def check_readable(optimizer: torch.optim.Optimizer) -> None:
     kind = type(optimizer).__name__
     if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
         raise TypeError(
-            f"the velocity of {kind} is not known here: make NaimMonitor() and call add(v, d) after each step"
+            f"the velocity of {kind} is not known here (known are RLO, SGD with momentum, Adam, AdamW): make NaimMonitor() "
+            "and call add(v, d, eta=…) after each step, v its velocity and d what it is pulled to. Woodbury with momentum μ, "
+            'without Nesterov: v = −opt.state[p]["momentum_buffer"], d = −(1 − dampening)·G⁻¹g/(1 − μ), η = 1 − μ, with G⁻¹g '
+            "from nt_kernel.ModelMetric before the step (docs/rlo.md, section 4)"
         )
     for group in optimizer.param_groups:
         coupled = group["weight_decay"] and not group.get("decoupled_weight_decay", False)
         if coupled or group.get("maximize"):
             raise ValueError(f"{kind} with coupled weight_decay or maximize has another target than −g; use add(v, d)")
-        if isinstance(optimizer, torch.optim.SGD) and (not group["momentum"] or group["nesterov"]):
-            raise ValueError("SGD has a velocity that it follows only with momentum > 0 and nesterov=False")
+        if isinstance(optimizer, torch.optim.SGD) and (not 0 < group["momentum"] < 1 or group["nesterov"]):
+            raise ValueError(
+                "SGD has a velocity that it follows only with momentum > 0 (and below 1) and nesterov=False, got "
+                f"momentum={group['momentum']!r}, nesterov={group['nesterov']!r}"
+            )
 
 
 def velocity_pairs(optimizer: torch.optim.Optimizer):
@@ -254,7 +277,7 @@ def contraction_rate(record: NaimRecord, forced: float = 0.1) -> Rate:
     **Derived.** |log(‖z⁺‖/‖z‖) − log(1 − η)| ≤ −log(1 − q), from z⁺ = (1 − η)(z − Δd); ``tolerance`` is the mean of the right
     side (no bound on a curved manifold, where transport shortens z). nan with 0 pairs where no step is so little forced.
 
-    Raises ValueError for ``forced`` outside (0, 1).
+    Raises ValueError for ``forced`` outside (0, 1), TypeError where it is no number.
 
     >>> naim = NaimMonitor()
     >>> for t in range(5):  # a target that stands still
@@ -263,8 +286,7 @@ def contraction_rate(record: NaimRecord, forced: float = 0.1) -> Rate:
     >>> round(rate.value, 6), round(rate.expected, 6), rate.pairs
     (-0.693147, -0.693147, 4)
     """
-    if not 0 < forced < 1:
-        raise ValueError(f"forced must be in (0, 1), got {forced!r}")
+    check_number("forced", forced, 1, open_below=True)
     before, after, step, eta = record.residual[:-1], record.residual[1:], record.forcing[1:], record.eta[1:]
     ok = (before > 0) & (after > 0) & (step <= forced * before)
     if not bool(ok.any()):
@@ -291,6 +313,16 @@ def residual_bound(record: NaimRecord) -> tuple[Tensor, float]:
         return torch.stack(bound), NAN
     known = record.forcing[1:]
     return torch.stack(bound), (1 - eta) / eta * float(known.max()) if len(known) else NAN
+
+
+def _check_pair(i: int, v, d, before: Tensor | None) -> None:
+    for name, x in (("velocity", v), ("target", d)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} {i} must be a tensor, got {type(x).__name__}")
+    if v.shape != d.shape:
+        raise ValueError(f"velocity and target {i} must be of one shape, got {tuple(v.shape)} and {tuple(d.shape)}")
+    if before is not None and v.shape != before.shape:
+        raise ValueError(f"velocity {i} must be {tuple(before.shape)} as in the step before, got {tuple(v.shape)}")
 
 
 def _one(values: Sequence[float]) -> float:

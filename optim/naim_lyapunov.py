@@ -1,7 +1,9 @@
 r"""The Lyapunov function of the pair (θ, z), its descent, and theorem 3.1 of arXiv 2601.22284 with fitted constants.
 
-V = h(θ) − h_* + c‖z‖², h before the move and z = v − d after the lift, c = lr/η. The paper's c is not public; ours makes the
-cross term disappear. **Derived (strict descent).** For d = −∇h, ∇h L-Lipschitz, a = lr·L and q = (1 − η)/η,
+V = h(θ) − h_* + c‖z‖², h before the move and z = v − d after the lift, c = lr/η. The paper's c is not public; ours makes lr
+the coefficient of −‖z‖² as it is of −‖∇h‖², and the cross term ⟨∇h, z⟩ ≤ ½(‖∇h‖² + ‖z‖²) takes half of both.
+
+**Derived (strict descent).** For d = −∇h, ∇h L-Lipschitz, a = lr·L and q = (1 − η)/η,
 
     V⁺ − V ≤ −lr·(½ − a − 2a²q²)·(‖∇h‖² + ‖z‖²).
 
@@ -16,17 +18,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optim.lyapunov.rlo_options import check_number
 from optim.naim import NaimRecord
 
 
 def descent_margin(lr: float, eta: float, smoothness: float) -> float:
     """½ − a − 2a²q², a = lr·L, q = (1 − η)/η: V descends strictly where it is positive (sufficient, not necessary).
 
+    Raises TypeError for what is no number, ValueError for lr ≤ 0, η outside (0, 1], L < 0, or one that is not finite.
+
     >>> descent_margin(0.25, 1.0, 1.0), descent_margin(0.25, 0.5, 1.0)
     (0.25, 0.125)
     """
-    if not 0 < eta <= 1:
-        raise ValueError(f"eta must be in (0, 1], got {eta!r}")
+    check_number("lr", lr, open_below=True)
+    check_number("eta", eta, 1, open_below=True, closed_above=True)
+    check_number("smoothness", smoothness)
     a, q = lr * smoothness, (1 - eta) / eta
     return 0.5 - a - 2 * (a * q) ** 2
 
@@ -34,8 +40,12 @@ def descent_margin(lr: float, eta: float, smoothness: float) -> float:
 def lyapunov(record: NaimRecord, floor: float = 0.0, c: float | None = None) -> Tensor:
     """V_t = h(θ_t) − ``floor`` + c‖z_t‖², [T]; c = lr/η unless given. ``floor`` is a lower bound of h, h_*.
 
-    Raises ValueError where a loss is missing or below the floor, where η or lr vary and no c is given.
+    Raises ValueError where a loss is missing or below the floor, where η or lr vary and no c is given, for a floor that is
+    not finite and c outside [0, ∞), TypeError where they are no numbers.
     """
+    check_number("floor", floor, least=-math.inf)
+    if c is not None:
+        check_number("c", c)
     if not bool(record.loss.isfinite().all()):
         raise ValueError("V needs h at every step: call note_loss(h) of the monitor before each optimizer step")
     if bool((record.loss < floor).any()):
@@ -78,15 +88,19 @@ def steady_state(V: Tensor, forcing: Tensor, *, eta: float, lr: float) -> Steady
     The constants are fitted: the bound holds on the steps of the fit by construction and is no forecast. Hold it against other
     steps. A run that only descends supports c₃ = 0, "V → 0": fit on runs that have settled.
 
-    Raises ValueError for η outside (0, 1], lr ≤ 0, a negative V, fewer than two steps.
+    Raises ValueError for η outside (0, 1], lr outside (0, ∞), a negative V, fewer than two steps, TypeError for what is no
+    number or no tensor.
 
     >>> V, square = torch.tensor([6.0, 5.0, 6.5]), torch.tensor([0.0, 1.0, 2.0])  # V⁺ = ½V + 2‖δ‖²
     >>> found = steady_state(V, square.sqrt(), eta=0.5, lr=0.1)
     >>> round(found.rate, 6), round(found.c3, 6), round(found.value, 6)
     (0.5, 2.0, 8.0)
     """
-    if not 0 < eta <= 1 or not lr > 0:
-        raise ValueError(f"eta must be in (0, 1] and lr positive, got {eta!r} and {lr!r}")
+    check_number("eta", eta, 1, open_below=True, closed_above=True)
+    check_number("lr", lr, open_below=True)
+    for name, column in (("V", V), ("forcing", forcing)):
+        if not isinstance(column, Tensor):
+            raise TypeError(f"{name} must be a tensor [T], got {type(column).__name__}")
     if V.shape != forcing.shape or V.dim() != 1 or len(V) < 2:
         raise ValueError(f"V and forcing must be [T], T ≥ 2, got {tuple(V.shape)} and {tuple(forcing.shape)}")
     if not bool((V >= 0).all() & V.isfinite().all() & forcing[1:].isfinite().all()):

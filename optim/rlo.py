@@ -1,27 +1,24 @@
 """The Riemannian Lyapunov optimizers of Wang, Patil & Dixon (arXiv 2601.22284): ``RLO``, ``RLOLambda``, ``RLOLifted``."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from nt_kernel.errors import unknown_name
 from optim.lyapunov.retraction import EmbeddedManifold, embedded_manifold
+from optim.lyapunov.rlo_options import check_params, checked_eta, checked_lr, checked_options, checked_rule
 from optim.lyapunov.rlo_rules import (
-    BETAS,
-    DIRECTIONS,
+    ENTRYWISE,
     EPS,
     SCALE,
     SLOTS,
+    Room,
     Tensors,
     bend,
     factor,
     lift,
     own_direction,
-    scale_fits,
     signal,
     unit_norm,
 )
@@ -30,6 +27,7 @@ Eta = float | Callable[[int], float]
 TRANSPORTED = ("mean", "velocity")  # tangent vectors; Adam's square is none, it stays what it is entry by entry
 # Options that may be functions: the optimizer's own, never in a state_dict (which torch.load must read with weights_only).
 FUNCTIONS = ("direction", "manifold", "eta_schedule")
+SET_BETWEEN_STEPS = ("memory", "direction", "betas", "scale", "eps", "normalize", "weight_decay", "manifold")
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ class RLO(torch.optim.Optimizer):
     - SGD: memory="gradient", direction="identity", eta=1; with η < 1 it is SGD with momentum 1 − η and learning rate lr·η.
     - AdamW: memory="adam", direction="identity", eta=1. Lion (arXiv 2302.06675): memory="lion", direction="sign", eta=1.
 
-    Raises ValueError/TypeError at construction for options out of range, unknown names, parameters off their manifold, a
-    scale of tanh too small for a parameter's type (2/scale = ∞), a weight decay on the sphere or the Stiefel manifold (θ is
-    normal there, its tangent part is 0); in ``step``, before anything moves, for an η outside (0, 1], sparse gradients and a
-    direction of the wrong shape.
+    Raises ValueError/TypeError at construction, and in ``step`` before anything moves for what was set since: options out of
+    range, unknown names, parameters off their manifold, a scale of tanh (2/scale = ∞) or an eps too small for a parameter's
+    type, a weight decay on the sphere or the Stiefel manifold (θ is normal there, its tangent part is 0); in ``step`` also for
+    an η of a schedule outside (0, 1], sparse gradients and a direction of the wrong shape.
 
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
     >>> opt = RLO([w], lr=0.5, eta=0.5, memory="gradient", direction="sign")
@@ -101,22 +99,24 @@ class RLO(torch.optim.Optimizer):
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         self.observers: list[Callable[[list[Lifted]], None]] = []
-        self._buffers: dict[Tensor, Tensor] = {}
-        checked = checked_options({**options, "betas": betas or BETAS.get(memory, (0.0, 0.0))})
-        super().__init__(params, {**options, "lr": checked["lr"]})
+        self._rooms: dict[int, Room] = {}
+        self._checked: dict[int, tuple] = {}
+        super().__init__(params, {**options, "lr": checked_options(options)["lr"]})
 
     def add_param_group(self, param_group: dict) -> None:
         """As in torch; a group that is refused is not added."""
         if not isinstance(param_group, dict):
             return super().add_param_group(param_group)  # torch's words for what is no group
-        options = {**self.defaults, **param_group}
-        options["betas"] = options["betas"] or BETAS.get(options["memory"])
-        options = checked_options(options)
+        options = checked_options({**self.defaults, **param_group})
+        self._check_kind(options)
         params = param_group["params"]
         if not isinstance(params, Tensor | set):  # a set has no order: torch says so
             params = list(params)
         check_params([params] if isinstance(params, Tensor) else params, options)
         super().add_param_group({**options, "params": params})
+
+    def _check_kind(self, group: dict) -> None:
+        """Raise where this class has no groups of that kind: with a velocity, ``lifted``, or without."""
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -127,17 +127,21 @@ class RLO(torch.optim.Optimizer):
                 loss = closure()
         moving = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         moving = [(group, params) for group, params in moving if params]
+        for group, _ in moving:
+            self._check_again(group)
         etas = [checked_eta(group) for group, _ in moving]
         if any(p.grad.is_sparse for _, params in moving for p in params):
             raise ValueError("RLO takes dense gradients, got a sparse one; write sparse=False where the layer is made")
 
         targets = self._all_targets(moving)
-        together = [d for (group, _), ds in zip(moving, targets, strict=True) if group["normalize"] for d in ds]
+        together = [
+            d for (group, _), room in zip(moving, targets, strict=True) if group["normalize"] for d in room.blocks
+        ]
         if together:
             unit_norm(together)
         seen = []
-        for (group, params), ds, eta in zip(moving, targets, etas, strict=True):
-            velocities = ds
+        for (group, params), room, eta in zip(moving, targets, etas, strict=True):
+            velocities = ds = room.tensors
             if group["lifted"]:
                 velocities = self._slot("velocity", params)
                 lift(velocities, ds, eta)
@@ -149,18 +153,27 @@ class RLO(torch.optim.Optimizer):
             self._move(one, group["weight_decay"])
         return loss
 
-    def _all_targets(self, moving: list[tuple[dict, Tensors]]) -> list[Tensors]:
+    def _check_again(self, group: dict) -> None:
+        """What was checked at construction, of options set and types changed since; what is still the same costs nothing."""
+        group["lr"] = checked_lr(group["lr"])
+        now = [group[name] for name in SET_BETWEEN_STEPS], {p.dtype for p in group["params"]}
+        if self._checked.get(id(group)) != now:
+            checked_rule(group)
+            check_params(group["params"], group)
+            self._checked[id(group)] = now
+
+    def _all_targets(self, moving: list[tuple[dict, Tensors]]) -> list[Room]:
         if not any(callable(group["direction"]) for group, _ in moving):
-            return [self._targets(group, params) for group, params in moving]
+            return [self._targets(i, *pair) for i, pair in enumerate(moving)]
         held = {p: _copied(self.state[p]) for _, params in moving for p in params}
         try:
-            return [self._targets(group, params) for group, params in moving]
+            return [self._targets(i, *pair) for i, pair in enumerate(moving)]
         except BaseException:  # the user's function failed: as if there had been no step
             for p, state in held.items():
                 self.state[p] = state
             raise
 
-    def _targets(self, group: dict, params: Tensors) -> Tensors:
+    def _targets(self, index: int, group: dict, params: Tensors) -> Room:
         """d of one group, each in the tangent space at its parameter; the memory moves on."""
         curved = group["manifold"] != "euclidean"
         P = embedded_manifold(group["manifold"]).tangent
@@ -171,31 +184,32 @@ class RLO(torch.optim.Optimizer):
             state["step"] = state.get("step", 0) + 1
             steps.append(state["step"])
         slots = {name: self._slot(name, params) for name in SLOTS[group["memory"]]}
-        phi, out = group["direction"], [self._buffer(p) for p in params]
+        # The same memory in every step: to be given new pages takes longer than an operation.
+        room = self._rooms.get(index)
+        if room is None or not room.fits(params):
+            room = self._rooms[index] = Room.like(params)
+        phi = group["direction"]
         times = 1.0 if callable(phi) else factor(phi, group["scale"])
-        ds = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"], times=times, out=out)
+        ds = signal(group["memory"], slots, gradients, steps, group["betas"], group["eps"], times=times, room=room)
         if callable(phi):
             ds = own_direction(phi, ds)
         else:
-            bend(phi, ds)
-        return [P(p, d) for p, d in zip(params, ds, strict=True)] if curved else ds
+            bend(phi, room.blocks if phi in ENTRYWISE else ds)
+        if curved:
+            ds = [P(p, d) for p, d in zip(params, ds, strict=True)]
+        return room if ds is room.tensors else Room(ds, ds)
 
     def _slot(self, name: str, params: Tensors) -> Tensors:
         found = []
         for p in params:
-            held = self.state[p].get(name)
+            state = self.state[p]
+            held = state.get(name)
             if held is None:
-                held = torch.zeros_like(p, memory_format=torch.preserve_format)
-            found.append(held.to(p))  # of the model as it is now: it may have been cast
-            self.state[p][name] = found[-1]
+                held = state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            elif held.dtype != p.dtype or held.device != p.device:  # of the model as it is now: it may have been cast
+                held = state[name] = held.to(p)
+            found.append(held)
         return found
-
-    def _buffer(self, p: Tensor) -> Tensor:
-        """Where d of p is written, the same memory in every step: to be given new pages takes longer than an operation."""
-        held = self._buffers.get(p)
-        if held is None or (held.shape, held.dtype, held.device) != (p.shape, p.dtype, p.device):
-            held = self._buffers[p] = torch.empty_like(p)
-        return held
 
     def _move(self, one: Lifted, weight_decay: float) -> None:
         if weight_decay:
@@ -219,16 +233,24 @@ class RLO(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As in torch; options that ``state_dict`` left out, being functions, stay those of this optimizer."""
+        """As in torch; options that ``state_dict`` left out, being functions, stay those of this optimizer.
+
+        Raises ValueError, and loads nothing, where it is of another optimizer or, by its η, of another class of the family.
+        """
         saved = state_dict["param_groups"]
         if len(saved) == len(self.param_groups):
             own = [{name: group[name] for name in FUNCTIONS} for group in self.param_groups]
             saved = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
+            for group in saved:
+                if "lifted" not in group:
+                    raise ValueError(f"expected the state_dict of an RLO, got a group with {', '.join(sorted(group))}")
+                self._check_kind(group)
         super().load_state_dict({**state_dict, "param_groups": saved})
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.setdefault("observers", [])  # not copied or pickled: they watch the original
-        self.__dict__.setdefault("_buffers", {})
+        self.__dict__.setdefault("_rooms", {})
+        self.__dict__["_checked"] = {}
         super().__setstate__(state)
 
 
@@ -249,6 +271,12 @@ class RLOLambda(RLO):
             raise TypeError("RLOLambda has no eta (it is 1); RLOLifted has one")
         super().__init__(params, lr, eta=1.0, **options)
 
+    def _check_kind(self, group: dict) -> None:
+        if group["lifted"]:
+            raise ValueError(
+                f"RLOLambda keeps no velocity, got a group with eta={_said_eta(group)}; expected eta=1, or use RLOLifted"
+            )
+
 
 class RLOLifted(RLO):
     """RLO-Lifted: a velocity of its own, lifted by η < 1 or by a schedule (:class:`RLO`).
@@ -266,80 +294,17 @@ class RLOLifted(RLO):
             raise ValueError("RLOLifted needs an eta below 1, or a schedule; with eta=1 it is RLOLambda")
         super().__init__(params, lr, eta=eta, **options)
 
-
-def checked_options(options: dict) -> dict:
-    """The options of a group with what follows from them: ``lr``, ``eta`` numbers, ``eta_schedule``, ``lifted``, ``steps``."""
-    if isinstance(options["lr"], Tensor) and options["lr"].numel() == 1:
-        options = {**options, "lr": options["lr"].item()}
-    for name, most in (("lr", math.inf), ("eps", math.inf), ("scale", math.inf), ("weight_decay", math.inf)):
-        _in_range(name, options[name], most, open_below=name == "scale")
-    if options["memory"] not in BETAS:
-        raise ValueError(unknown_name("memory", options["memory"], BETAS))
-    phi = options["direction"]
-    if not callable(phi) and phi not in DIRECTIONS:
-        raise ValueError(unknown_name("direction", phi, DIRECTIONS))
-    if not isinstance(options["betas"], tuple | list) or len(options["betas"]) != 2:
-        raise TypeError(f"betas must be a pair (β₁, β₂), got {options['betas']!r}")
-    for i, beta in enumerate(options["betas"]):
-        _in_range(f"betas[{i}]", beta, 1)
-    if not isinstance(options["normalize"], bool):
-        raise TypeError(f"normalize must be True or False, got {options['normalize']!r}")
-    name = embedded_manifold(options["manifold"]).name
-    if name != "euclidean" and options["weight_decay"]:
-        raise ValueError(
-            f"weight_decay={options['weight_decay']!r} on the manifold {name!r}: θ is normal to it there, so nothing would "
-            "decay; give these parameters a group with weight_decay=0"
-        )
-    eta = options["eta"]
-    schedule = eta if callable(eta) else options.get("eta_schedule")
-    first = checked_eta({"eta": eta, "eta_schedule": schedule, "lifted": True, "steps": 0})
-    lifted = schedule is not None or first != 1
-    return {**options, "eta": first, "eta_schedule": schedule, "lifted": lifted, "steps": options.get("steps", 0)}
-
-
-def checked_eta(group: dict) -> float:
-    """η of the group's next step; ValueError outside (0, 1], or below 1 where no velocity is kept."""
-    eta = group["eta_schedule"](group["steps"]) if group["eta_schedule"] else group["eta"]
-    if isinstance(eta, bool) or not isinstance(eta, Real):
-        raise TypeError(f"eta must be a number in (0, 1] or a function of the step that returns one, got {eta!r}")
-    if not 0 < eta <= 1:
-        where = f" of its schedule at step {group['steps']}" if group["eta_schedule"] else ""
-        raise ValueError(f"eta must be in (0, 1], got {eta!r}{where}")
-    if eta != 1 and not group["lifted"]:
-        raise ValueError(f"eta={eta!r}, but this group was made with eta=1 and keeps no velocity; use RLOLifted")
-    return float(eta)
-
-
-def check_params(params: list, options: dict) -> None:
-    """Raise unless every parameter is real floating point, of a type that the scale of tanh fits in, and on the manifold.
-
-    What is no tensor is torch's to refuse.
-    """
-    rest = {name: options[name] for name in ("memory", "betas", "eps")}
-    manifold = embedded_manifold(options["manifold"])
-    for i, p in enumerate(p[1] if isinstance(p, tuple) else p for p in params):
-        if not isinstance(p, Tensor):
-            continue
-        if not p.is_floating_point():
-            raise TypeError(f"RLO moves real floating-point parameters; parameter {i} of the group is {p.dtype}")
-        if options["direction"] == "tanh" and not scale_fits(options["scale"], p.dtype, **rest):
+    def _check_kind(self, group: dict) -> None:
+        if not group["lifted"]:
             raise ValueError(
-                f"scale={options['scale']!r} is too small for parameter {i} of the group, {p.dtype}: 2/scale overflows there"
-                + (f", or eps={options['eps']!r} times scale underflows" if options["memory"] == "adam" else "")
-                + ", and a zero gradient would give NaN; expected a larger scale, or direction='sign', its limit"
+                "RLOLifted keeps a velocity in every group, got one made with eta=1; expected an eta below 1 or a schedule, "
+                "or use RLOLambda"
             )
-        with torch.no_grad():
-            manifold.check(p, f"parameter {i} of the group")
+
+
+def _said_eta(group: dict) -> str:
+    return "a schedule" if group.get("eta_schedule") else repr(group["eta"])
 
 
 def _copied(state: dict) -> dict:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-
-
-def _in_range(name: str, value, most: float, open_below: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > 0 if open_below else value >= 0) or not value < most:
-        raise ValueError(
-            f"{name} must be in {'(' if open_below else '['}0, {'∞' if most == math.inf else most}), got {value!r}"
-        )

@@ -20,18 +20,66 @@ All slots start at 0. The paper leaves Ψ, Φ, their constants and what "global 
 choices are ours, all of them in this file (``BETAS``, ``SCALE``, ``EPS``, the two tables, :func:`unit_norm`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nt_kernel.errors import unknown_name
 
 BETAS = {"gradient": (0.0, 0.0), "ema": (0.9, 0.0), "lion": (0.9, 0.99), "adam": (0.9, 0.999)}
 SCALE = 1e-2  # of tanh: u well above it moves by lr, u well below it as gradient descent with lr/scale
 EPS = 1e-8
 SLOTS = {"gradient": (), "ema": ("mean",), "lion": ("mean",), "adam": ("mean", "square")}
-DIRECTIONS = ("identity", "tanh", "sign", "normalized")
+ENTRYWISE = ("identity", "tanh", "sign")
+DIRECTIONS = (*ENTRYWISE, "normalized")
 
 Tensors = list[Tensor]
+BLOCK = 2**18  # entries at once: few calls, and a sum of squares in float32 keeps its digits (of 2²⁴ it loses 1e-3)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for one tensor per parameter, next to each other: what is done entry by entry is done once per block.
+
+    ``blocks``, flat, are the entries of ``tensors``, each once.
+
+    >>> room = Room.like([torch.zeros(2, 2), torch.zeros(3)])
+    >>> room.blocks[0].copy_(torch.arange(7.0))
+    tensor([0., 1., 2., 3., 4., 5., 6.])
+    >>> room.tensors
+    [tensor([[0., 1.],
+            [2., 3.]]), tensor([4., 5., 6.])]
+    """
+
+    tensors: Tensors
+    blocks: Tensors
+
+    @classmethod
+    def like(cls, params: Sequence[Tensor]) -> "Room":
+        """Room for tensors of the shapes, strides, types and devices of ``params``; what it holds is not set."""
+        kinds: dict[tuple, list[int]] = {}
+        for i, p in enumerate(params):
+            kinds.setdefault((p.dtype, p.device), []).append(i)
+        tensors, blocks = {}, []
+        for (dtype, device), members in kinds.items():
+            flat, start = torch.empty(sum(params[i].numel() for i in members), dtype=dtype, device=device), 0
+            for i in members:
+                p = params[i]
+                strides = torch.empty_like(p, device="meta").stride()  # dense, in the order of p's
+                tensors[i] = flat.as_strided(p.shape, strides, start)
+                start += p.numel()
+            blocks += flat.split(BLOCK)
+        return cls([tensors[i] for i in range(len(params))], blocks)
+
+    def fits(self, params: Sequence[Tensor]) -> bool:
+        """Whether it is room for these."""
+        return len(params) == len(self.tensors) and all(
+            (t.shape, t.dtype, t.device) == (p.shape, p.dtype, p.device)
+            for t, p in zip(self.tensors, params, strict=True)
+        )
 
 
 def signal(
@@ -43,11 +91,11 @@ def signal(
     eps: float = EPS,
     *,
     times: float = 1.0,
-    out: Tensors | None = None,
+    room: "Room | None" = None,
 ) -> Tensors:
-    """``times``·u of every parameter (the table above) in ``out``. ``slots`` move on in place; ``gradients`` stay as they are.
+    """``times``·u of every parameter (the table above) in ``room``. ``slots`` move on in place; ``gradients`` stay.
 
-    ``steps`` counts each parameter's gradients, this one included. ``out`` are tensors to write to, new ones where none are
+    ``steps`` counts each parameter's gradients, this one included. ``room`` is what to write to, a new one where none is
     given.
 
     >>> m = [torch.tensor([1.0])]
@@ -55,7 +103,8 @@ def signal(
     ([tensor([0.5000])], [tensor([0.2500])])
     """
     beta1, beta2 = betas
-    out = [torch.empty_like(g) for g in gradients] if out is None else out
+    room = Room.like(gradients) if room is None else room
+    out = room.tensors
     if memory == "gradient":
         return _written("mul", gradients, times, out=out)
     mean = slots["mean"]
@@ -73,15 +122,22 @@ def signal(
     torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
     # m̂/(√ŝ + ε) with both bias corrections and ``times`` in the denominator: (b₁/times)·(√s/√b₂ + ε), bᵢ = 1 − βᵢᵗ
     b1 = [(1 - beta1**t) / times for t in steps]
-    _written("sqrt", square, out=out)
-    torch._foreach_mul_(out, [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)])
-    torch._foreach_add_(out, [b * eps for b in b1])
+    of_root = [b / (1 - beta2**t) ** 0.5 for b, t in zip(b1, steps, strict=True)]
     if _on_cpu(out):
-        for m, size in zip(mean, out, strict=True):
-            torch.div(m, size, out=size)
-    else:
-        torch._foreach_reciprocal_(out)
-        torch._foreach_mul_(out, mean)
+        _written("sqrt", square, out=out)
+        parts = zip(out, b1, of_root, strict=True)
+        if len(set(steps)) == 1:
+            parts = ((x, b1[0], of_root[0]) for x in room.blocks)
+        for x, b, a in parts:
+            torch.add(torch.tensor(b * eps, dtype=x.dtype), x, alpha=a, out=x)
+        for m, o in zip(mean, out, strict=True):
+            torch.div(m, o, out=o)
+    else:  # a quotient: the reciprocal of a small ε is ∞ in half precision, and ∞·0 no 0
+        size = torch._foreach_sqrt(square)
+        torch._foreach_mul_(size, of_root)
+        torch._foreach_add_(size, [b * eps for b in b1])
+        torch._foreach_zero_(out)
+        torch._foreach_addcdiv_(out, mean, size)
     return out
 
 
@@ -90,22 +146,27 @@ def factor(phi: str, scale: float = SCALE) -> float:
     return -2 / scale if phi == "tanh" else -1.0
 
 
-def scale_fits(scale: float, dtype: torch.dtype, *, memory: str, betas: tuple[float, float], eps: float) -> bool:
-    """Whether tanh(u/scale) can be computed in ``dtype`` with a zero gradient, which must give 0 and not 0·∞ or 0/0.
+def too_small(
+    phi: str | Callable, dtype: torch.dtype, *, scale: float, memory: str, betas: tuple[float, float], eps: float
+) -> str | None:
+    """ "scale" or "eps" where that is so small that in ``dtype`` a zero gradient gives 0·∞ or 0/0 instead of 0, else None.
 
-    2/scale must be finite there, and with the memory "adam" the denominator (1 − β₁)·ε·scale/2 of the first step not 0
-    (unless ε is).
+    2/scale of tanh must be finite there, and with the memory "adam" the least denominator of m̂/(√ŝ + ε), that of a first
+    step, (1 − β₁)·ε, for tanh times scale/2, not 0 (unless ε is, which asks for it).
 
-    >>> [scale_fits(s, torch.float32, memory="ema", betas=(0.9, 0.0), eps=1e-8) for s in (1e-2, 1e-38, 1e-40)]
-    [True, True, False]
-    >>> scale_fits(1e-37, torch.float32, memory="adam", betas=(0.9, 0.999), eps=1e-8)
-    False
+    >>> adam = {"memory": "adam", "betas": (0.9, 0.999), "eps": 1e-8}
+    >>> [too_small("tanh", torch.float32, scale=s, **adam) for s in (1e-2, 1e-37, 1e-40)]
+    [None, 'scale', 'scale']
+    >>> too_small("identity", torch.float16, scale=1e-2, **adam)
+    'eps'
     """
-    times = torch.tensor(abs(factor("tanh", scale)), dtype=torch.float64).to(dtype)
-    if not times.isfinite():
-        return False
-    least = torch.tensor((1 - betas[0]) * eps * scale / 2, dtype=torch.float64).to(dtype)
-    return memory != "adam" or eps == 0 or least.item() > 0
+    times = 1.0 if callable(phi) else abs(factor(phi, scale))
+    if not _rounded(times, dtype).isfinite():
+        return "scale"
+    least = (1 - betas[0]) * eps
+    if memory != "adam" or eps == 0 or _rounded(least / times, dtype) > 0:
+        return None
+    return "eps" if _rounded(least, dtype) == 0 else "scale"
 
 
 def bend(phi: str, signals: Tensors) -> None:
@@ -115,14 +176,17 @@ def bend(phi: str, signals: Tensors) -> None:
     >>> bend("tanh", d)
     >>> d
     [tensor([-0.7616])]
+
+    Raises ValueError for an unknown name. All but "normalized" act on each entry alone (``ENTRYWISE``).
     """
+    if phi not in DIRECTIONS:
+        raise ValueError(unknown_name("direction", phi, DIRECTIONS))
     if phi == "tanh":
         tanh_of_half_(signals)
     elif phi == "sign":
         torch._foreach_sign_(signals)
     elif phi == "normalized":
-        for d, norm in zip(signals, torch._foreach_norm(signals), strict=True):
-            d.div_(_at_least_tiny(norm))
+        _divide_by_norms(signals, together=False)
 
 
 def own_direction(phi: Callable[[Tensor], Tensor], signals: Tensors) -> Tensors:
@@ -170,17 +234,53 @@ def check_target(u: Tensor, d) -> None:
 def unit_norm(targets: Tensors) -> None:
     """Global normalisation, in place: d ← d/‖d‖, the norm over all of ``targets`` together; d = 0 stays 0.
 
-    lr is then the length of a step of RLO-Λ, and what bounds that of RLO-Lifted.
+    lr is then the length of a step of RLO-Λ, and what bounds that of RLO-Lifted. Right at every size that the types hold,
+    where squares under- or overflow too; an infinite or undefined entry leaves nan.
 
     >>> d = [torch.tensor([3.0]), torch.tensor([0.0, 4.0])]
     >>> unit_norm(d)
     >>> d
     [tensor([0.6000]), tensor([0.0000, 0.8000])]
+    >>> d = [torch.tensor([3e-30]), torch.tensor([0.0, 4e-30])]
+    >>> unit_norm(d)
+    >>> d
+    [tensor([0.6000]), tensor([0.0000, 0.8000])]
     """
-    norms = [n.to(targets[0].device, torch.promote_types(n.dtype, torch.float32)) for n in torch._foreach_norm(targets)]
-    norm = _at_least_tiny(torch.linalg.vector_norm(torch.stack(norms)))
-    for d in targets:
+    _divide_by_norms(targets, together=True)
+
+
+def _divide_by_norms(targets: Tensors, *, together: bool) -> None:
+    """d ← d/‖d‖ in place, ‖·‖ of all targets ``together`` or of each of them; taken in float32 at least. 0 stays 0."""
+    targets = [d for d in targets if d.numel()]
+    if not targets:
+        return
+    wide = torch.float64 if any(d.dtype == torch.float64 for d in targets) else torch.float32
+    if _on_cpu(targets):
+        norms = _norms(targets, wide, together)
+        # Sums of squares between √tiny and 1/√tiny: none has overflowed, and what underflowed in them is below rounding.
+        least = torch.finfo(wide).tiny ** 0.25
+        if all(least < norm < 1 / least for norm in norms.tolist()):
+            torch._foreach_div_(targets, norms.tolist())
+            return
+    # Out of range, or where asking would wait for the device: first by a power of two, to a largest entry in [½, 1).
+    peaks = torch.stack([d.abs().amax().to(targets[0].device, wide) for d in targets])
+    if together:
+        peaks = peaks.amax().expand(len(targets))
+    exponents = torch.where(peaks.isfinite(), torch.frexp(peaks).exponent, 0)
+    for half in (exponents // 2, exponents - exponents // 2):  # 2¹⁴⁹, the inverse of float32's smallest, is ∞ there
+        for d, power in zip(targets, half.unbind(), strict=True):
+            # Where 2^most is too little, the peak is another type's and smaller than all this one holds: d = 0, not 0·∞.
+            most = math.frexp(torch.finfo(d.dtype).max)[1] - 1
+            d.mul_(torch.exp2(-power.clamp(min=-most).to(wide)).to(d.device, d.dtype))
+    norms = _norms(targets, wide, together)
+    for d, norm in zip(targets, torch.where(norms == 0, 1, norms).unbind(), strict=True):
         d.div_(norm.to(d.device))
+
+
+def _norms(tensors: Tensors, dtype: torch.dtype, together: bool) -> Tensor:
+    """‖d‖ of each tensor, or of all together the same number for each, on the first one's device."""
+    norms = torch.stack([n.to(tensors[0].device, dtype) for n in torch._foreach_norm(tensors, dtype=dtype)])
+    return torch.linalg.vector_norm(norms).expand(len(tensors)) if together else norms
 
 
 def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
@@ -194,8 +294,8 @@ def lift(velocities: Tensors, targets: Tensors, eta: float) -> None:
     torch._foreach_lerp_(velocities, targets, eta)
 
 
-def _at_least_tiny(norm: Tensor) -> Tensor:
-    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+def _rounded(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64).to(dtype)
 
 
 def _on_cpu(tensors: Tensors) -> bool:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from optim.lyapunov import rlo_rules
 from optim.lyapunov.retraction import embedded_manifold
-from optim.lyapunov.rlo_rules import BETAS, DIRECTIONS, tanh_of_half_
+from optim.lyapunov.rlo_rules import BETAS, DIRECTIONS, Room, tanh_of_half_
 from optim.rlo import RLO, RLOLambda, RLOLifted
 from tests.optim.rlo_runs import CURVED, draw, gap, net, points, train
 from tests.reference import F64
@@ -263,3 +264,40 @@ def test_what_a_direction_returns_stays_as_it_was():
         assert mine.tolist() == [3.0, 0.0]
         for p in params:
             torch.testing.assert_close(p.detach(), t * mine / 18**0.5)
+
+
+@pytest.mark.parametrize("block", [3, 2**18])
+def test_room_is_memory_of_each_entry_once(block, monkeypatch):
+    """Whatever the strides, types and the size of a block; it fits what it was made for alone."""
+    monkeypatch.setattr(rlo_rules, "BLOCK", block)
+    params = [draw(2, 3, 4, 5).to(memory_format=torch.channels_last), draw(3, 2).float().T, draw(()), draw(0), draw(4)]
+    room = Room.like(params)
+    assert [t.stride() for t in room.tensors] == [p.stride() for p in params]
+    for t, p in zip(room.tensors, params, strict=True):
+        t.copy_(p)
+    assert all(b.dim() == 1 and len(b) <= block for b in room.blocks)
+    for b in room.blocks:
+        b.mul_(2)
+    for t, p in zip(room.tensors, params, strict=True):
+        assert torch.equal(t, 2 * p)
+    assert room.fits(params)
+    assert not room.fits(params[:-1])
+    assert not room.fits([*params[:-1], draw(5)])
+    assert not room.fits([*params[:-1], params[-1].float()])
+
+
+@pytest.mark.parametrize("options", [{}, {"direction": "identity", "normalize": True}])
+def test_parameters_that_pause_are_counted_each_for_itself(options):
+    """Adam's bias correction with different counts in one group, and a group whose set of moving parameters changes."""
+    together, alone = ([nn.Parameter(draw(4, seed=i)) for i in range(3)] for _ in range(2))
+    options = {"memory": "adam", "direction": "identity", "eta": 0.5} | options
+    whole = RLO(together, 0.1, **options)
+    each = RLO([{"params": [p]} for p in alone], 0.1, **options)
+    for t in range(7):
+        for i in range(3):
+            for params in (together, alone):
+                params[i].grad = None if (t + i) % 3 == 0 else draw(4, seed=10 * t + i)
+        whole.step()
+        each.step()
+        for p, q in zip(together, alone, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-13)

@@ -90,7 +90,8 @@ def test_maps_of_a_manifold(manifold, shape):
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 4), (2, 5, 2)])
 def test_maps_are_those_of_geoopt(shape):
-    geoopt = pytest.importorskip("geoopt")
+    import geoopt  # here: its import takes a second
+
     for name, theirs in (("sphere", geoopt.Sphere()), ("stiefel", geoopt.EuclideanStiefel())):
         ours = embedded_manifold(name)
         x, u = ours.onto(draw(*shape)), draw(*shape, seed=1)

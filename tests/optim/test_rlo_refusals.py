@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from optim.lyapunov import rlo_rules
+from optim.lyapunov.rlo_rules import DIRECTIONS, bend
 from optim.rlo import RLO, RLOLambda, RLOLifted
 from tests.optim.rlo_runs import gap, net, train
 from tests.reference import F64
@@ -32,6 +34,8 @@ def unit():
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be in"),
         ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
         ({"betas": 0.9}, TypeError, "betas must be a pair"),
+        ({"betas": ()}, TypeError, r"betas must be a pair \(β₁, β₂\), got \(\)"),
+        ({"memory": ["ema"]}, ValueError, r"unknown memory \['ema'\]; known are 'gradient'"),
         ({"memory": "lions"}, ValueError, "unknown memory 'lions'.*did you mean 'lion'"),
         ({"direction": "tan"}, ValueError, "unknown direction 'tan'.*did you mean 'tanh'"),
         ({"direction": None}, ValueError, "unknown direction None"),
@@ -116,6 +120,97 @@ def test_lambda_and_lifted_say_which_is_which():
         RLOLambda([unit()], eta=0.5)
     with pytest.raises(ValueError, match="RLOLifted needs an eta below 1"):
         RLOLifted([unit()], eta=1.0)
+
+
+def test_a_group_or_a_state_of_the_other_class_is_refused():
+    fast, slow = RLOLambda([unit()]), RLOLifted([unit()], eta=0.2)
+    for make, opt, options, text in (
+        (
+            RLOLambda,
+            fast,
+            {"eta": 0.3},
+            "RLOLambda keeps no velocity, got a group with eta=0.3; expected eta=1, or use",
+        ),
+        (RLOLambda, fast, {"eta": lambda t: 0.5}, "got a group with eta=a schedule"),
+        (RLOLifted, slow, {"eta": 1.0}, "RLOLifted keeps a velocity in every group, got one made with eta=1; expected"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            make([{"params": [unit()], **options}])
+        with pytest.raises(ValueError, match=text):
+            opt.add_param_group({"params": [unit()], **options})
+        assert len(opt.param_groups) == 1
+    for opt, other, text in ((slow, fast, "RLOLifted keeps a velocity"), (fast, slow, "RLOLambda keeps no velocity")):
+        before = str(opt.state_dict())
+        with pytest.raises(ValueError, match=text):
+            opt.load_state_dict(other.state_dict())
+        assert str(opt.state_dict()) == before
+    with pytest.raises(ValueError, match="expected the state_dict of an RLO, got a group with amsgrad, "):
+        slow.load_state_dict(torch.optim.Adam([unit()]).state_dict())
+    either = RLO([unit()], eta=0.2)  # is both
+    either.load_state_dict(fast.state_dict())
+    fast.add_param_group({"params": [unit()], "eta": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "text"),
+    [
+        ("direction", "tan", ValueError, "unknown direction 'tan'.*did you mean 'tanh'"),
+        ("memory", "lio", ValueError, "unknown memory 'lio'.*did you mean 'lion'"),
+        ("memory", ["ema"], ValueError, "unknown memory"),
+        ("scale", 0, ValueError, r"scale must be in \(0, ∞\), got 0"),
+        ("scale", 1e-320, ValueError, "scale=1e-320 is too small for parameter 0 of the group, torch.float64"),
+        ("betas", (), TypeError, "betas must be a pair"),
+        ("eps", -1.0, ValueError, "eps must be in"),
+        ("normalize", 1, TypeError, "normalize must be True or False"),
+        ("weight_decay", float("nan"), ValueError, "weight_decay must be in"),
+        ("manifold", "shpere", ValueError, "unknown manifold 'shpere'"),
+        ("manifold", "stiefel", ValueError, "off the manifold 'stiefel'"),
+        ("lr", float("nan"), ValueError, r"lr must be in \[0, ∞\), got nan"),
+        ("lr", "auto", TypeError, "lr must be a number, got 'auto'"),
+    ],
+)
+def test_an_option_set_between_steps_is_checked_like_one_at_construction(name, value, error, text):
+    model = net()
+    opt = RLO([{"params": model[0].parameters()}, {"params": [model[2].weight]}], memory="adam")
+    train(model, opt, 2)
+    opt.param_groups[1][name] = value
+
+    def refused():
+        for _ in range(2):  # not only where it is new
+            with pytest.raises(error, match=text):
+                opt.step()
+
+    as_before(opt, model, refused)
+
+
+def test_a_model_cast_after_construction_is_checked_again():
+    model = net()
+    opt = RLO(model.parameters(), memory="adam")
+    train(model.half(), RLO(model.parameters()), 1)
+    with pytest.raises(ValueError, match=r"eps=1e-08 is too small for parameter 0 of the group, torch.float16"):
+        opt.step()
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])  # off the CPU another order of operations
+@pytest.mark.parametrize("direction", [*DIRECTIONS, lambda u: -u])
+def test_an_eps_that_the_type_cannot_hold_is_refused_for_every_direction(direction, on_cpu, monkeypatch):
+    """(1 − β₁)·eps = 1e-9 is 0 in float16, and 0/0 NaN; what is taken stays where it is."""
+    for dtype, eps in ((torch.float16, 1e-8), (torch.float32, 1e-45), (F64, 5e-324)):
+        p = nn.Parameter(torch.ones(2, dtype=dtype))
+        with pytest.raises(ValueError, match=f"eps={eps} is too small for parameter 0 of the group, {dtype}"):
+            RLO([p], memory="adam", direction=direction, eps=eps)
+    monkeypatch.setattr(rlo_rules, "_on_cpu", lambda tensors: on_cpu)
+    for dtype, eps in ((torch.float16, 1e-4), (torch.bfloat16, 1e-8), (torch.float32, 1e-36), (F64, 1e-300)):
+        p = nn.Parameter(torch.ones(2, dtype=dtype))
+        opt = RLO([p], 0.5, memory="adam", direction=direction, eps=eps)
+        p.grad = torch.zeros_like(p)
+        opt.step()
+        assert p.tolist() == [1, 1]
+
+
+def test_bend_knows_its_directions():
+    with pytest.raises(ValueError, match=r"unknown direction 'tan'; .*did you mean 'tanh'"):
+        bend("tan", [torch.ones(2)])
 
 
 def as_before(opt, model, run):
