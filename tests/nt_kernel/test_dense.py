@@ -49,6 +49,9 @@ def test_products_of_rows(first, second, batch, taken):
     assert_close(rows_product(left, right), left, right)
     assert_close(product(left, right.mT), left, right)
     assert len(taken) == 2 * max(1, *batch, 1)
+    assert all(
+        second.is_contiguous() or second.mT.is_contiguous() for _, second, *_ in taken
+    )  # the others take seconds
 
 
 @needs_one_dnn
