@@ -15,9 +15,10 @@ from optim.rlo import RLO
 from tests.optim.rlo_runs import draw
 from tests.reference import F64
 
+# Squares that vanish, that keep a few digits, that overflow; and what lies between.
 SIZES = {
-    torch.float32: (1e-44, 1e-38, 1e-30, 1e-24, 1e-10, 1e9, 1e20, 1e30, 3e38),
-    F64: (5e-324, 1e-310, 1e-170, 1e-78, 1e76, 1e200, 1.7e308),
+    torch.float32: (1e-44, 1e-38, 1e-30, 1e-24, 2e-22, 1e-10, 1e9, 1e20, 1e30, 3e38),
+    F64: (5e-324, 1e-310, 1e-170, 2e-161, 1e-78, 1e76, 1e200, 1.7e308),
     torch.float16: (1e-7, 1e-5, 6e4),
     torch.bfloat16: (1e-40, 1e-30, 1e30, 3e38),
 }
