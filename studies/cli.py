@@ -119,9 +119,10 @@ def list_studies(arguments: argparse.Namespace) -> None:
     from studies.definition.config import Study, shipped_studies
 
     names = sorted(shipped_studies())
+    width = max(map(len, names))
     for name in names:
         study = Study.from_toml(name)
-        print(f"{name:<{max(map(len, names))}} {study.title} ({study.kind})")
+        print(f"{name:<{width}} {study.title} ({study.kind})")
 
 
 def show_study(arguments: argparse.Namespace) -> None:

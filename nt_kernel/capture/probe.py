@@ -25,10 +25,18 @@ def refuse_parameters(model: nn.Module) -> None:
             raise ValueError(f"parameter {name!r} is {p.dtype}; layer factors are real: freeze it or make it real")
 
 
+def in_training(module: nn.Module) -> str:
+    """What a layer does to its samples now: "random" or "mixing" in training mode, "" for any other."""
+    if not module.training:
+        return ""
+    if isinstance(module, _DropoutNd) and module.p > 0:
+        return "random"
+    return "mixing" if isinstance(module, _BatchNorm) else ""
+
+
 def refuse_modules(model: nn.Module) -> None:
     """Raise ValueError for a module that is known to be random, to mix samples or to hide from torch.func."""
     for name, module in model.named_modules():
-        random = isinstance(module, _DropoutNd) and module.p > 0
         if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) keeps no running statistics, so it makes samples interact "
@@ -38,8 +46,8 @@ def refuse_modules(model: nn.Module) -> None:
             raise ValueError(
                 f"layer {name or '.'!r} has full backward hooks, which torch.func cannot follow; remove them first"
             )
-        if module.training and (random or isinstance(module, _BatchNorm)):
-            what = "draws random masks" if random else "makes samples interact"
+        if why := in_training(module):
+            what = "draws random masks" if why == "random" else "makes samples interact"
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) {what} in training mode, so per-sample Jacobians do not "
                 "exist; call model.eval() first"

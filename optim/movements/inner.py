@@ -7,10 +7,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from nt_kernel.capture.observe import batch_size, flatten_outputs
+from nt_kernel.capture.probe import in_training
 from optim.movements.energy import Energy
 from optim.movements.space import Curvature, inner_product, norm
 
@@ -69,9 +68,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def refuse_training_layers(model: nn.Module) -> None:
     """Raise ValueError for dropout and BatchNorm in training mode."""
     for name, module in model.named_modules():
-        random = isinstance(module, _DropoutNd) and module.p > 0
-        if module.training and (random or isinstance(module, _BatchNorm)):
-            what = "draws random masks" if random else "makes samples interact and moves its statistics"
+        if why := in_training(module):
+            what = "draws random masks" if why == "random" else "makes samples interact and moves its statistics"
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) {what} in training mode, so the outputs are no function of the "
                 "parameters; call model.eval() first"
